@@ -1,4 +1,4 @@
-"""AUROCs of each class with their intervals and tests; what `table` and `score_predictions` measure and read."""
+"""Per-class AUROCs with intervals and tests: what the tools `table` and `score_predictions` read and measure."""
 
 import re
 
@@ -19,16 +19,16 @@ from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import NOTE, describe_labels, published_classes, published_means
 
 CLASSES, TRUE = list(LABELS), "true "
-MEAN = "mean"  # the last row of every table: over the classes that have an AUROC
+MEAN = "mean"  # the last row of every table: the mean over the classes with a defined AUROC
 SPLITS = {"oof": "train", "test": "test"}
 _PLAIN = {re.sub("[^a-z]", "", label.lower()): label for label in LABELS}
 
 
 def results(job, split):
-    """Return what a run predicted: a table for each view and for its answer, see common.compare.Comparison.
+    """Return a run's predictions: one table per view and one for its answer, as in common.compare.Comparison.
 
-    Columns: image_id, patient_id, fold, GROUPS, truth, the 14 LABELS and their truth 0/1 as "true <label>", of the
-    images whose labels are known.
+    The tables hold the images with known labels. Columns: image_id, patient_id, fold, GROUPS, truth, the 14 LABELS
+    (predictions) and "true <label>" (0/1).
     """
     views = {f": {view}": f"{split}_{view}" for view in ("whole", "lungs") if job.config.views == "both"}
     tables = {}
@@ -43,7 +43,7 @@ def results(job, split):
 
 
 def describe_run(job, split, name):
-    """Return lines about a run for the reader of its scores."""
+    """Return lines of text that a reader of the run's scores should know."""
     said = [*seen_unlabelled(job.config, job.run), (job.run.step("prepare").get("about") or {}).get("said")]
     if split == "oof" and epoch_chosen(job.config):
         said.append(f"{name}: its epochs were chosen on these very images, which inflates its score")
@@ -56,12 +56,12 @@ def describe_run(job, split, name):
 
 
 def read_scores(path):
-    """Return anyone's predictions, float64 columns by LABELS and image_id as index.
+    """Return anyone's predictions: float64 columns named by LABELS, indexed by image_id.
 
-    The first column names the image, by Image Index or image_id in any spelling, with a suffix such as .png or without;
-    the others bear the names of classes (Pleural_Thickening, prob_Pleural_Thickening, pleural thickening). Not all
-    classes need a column, and any numbers that rank will do. Raises InputError naming file, row and column: another
-    first column, no class, a class or an image twice, no finite number.
+    The first column, Image Index or image_id in any spelling, names the image, with or without a suffix such as .png.
+    The others are named after classes (Pleural_Thickening, prob_Pleural_Thickening, pleural thickening). Classes may be
+    missing, and scores need not be probabilities, since only their order counts. Raises InputError naming file, row and
+    column for another first column, no class at all, a class or an image that appears twice, or a non-finite value.
     """
     raw = some_rows(path)
     first, *others = raw.columns
@@ -85,9 +85,9 @@ def read_scores(path):
 
 
 def read_truth(path):
-    """Return the labels of a label table, "true <label>" 0/1 with image_id as index, and patient_id if it has patients.
+    """Return a label table as columns "true <label>" (0/1), indexed by image_id, and patient_id if it has patients.
 
-    Only the columns Image Index and Finding Labels are needed; errors as of `read_labels`.
+    Only the columns Image Index and Finding Labels are required. Raises the errors of `read_labels`.
     """
     table = read_labels(path, needs_patients=False).set_index("image_id")
     log.info(f"{path.name}: {describe_labels(table)}")
@@ -98,12 +98,12 @@ def read_truth(path):
 
 
 def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
-    """Return a row for each of C labels and their mean.
+    """Return one row for each of C labels and a last row for their mean.
 
     Columns: label, images, positive (images), auroc, low, high, delong_low, delong_high. y: 0/1 (N, C); score: real (N,
-    C); patients: (N,) for the bootstrap that gives low and high, None for independent images, as DeLong's interval
-    treats them. A label with images of one kind gets NaN and is left out of the mean. Raises InputError for other
-    shapes and NaN, and for fewer than two patients.
+    C); patients: (N,), by which the bootstrap of low and high resamples; with None it treats images as independent, as
+    DeLong's interval always does. A label without positive or without negative images gets NaN and is left out of the
+    mean. Raises InputError for mismatched shapes, NaN or fewer than two patients.
     """
     people = len(y) if patients is None else len(set(patients))
     check(people >= 2, f"a score with intervals needs images of two patients, there is {people}")
@@ -116,7 +116,7 @@ def class_table(y, score, patients, labels, n_resamples=1000, seed=0):
 
 
 def score_part(table, seed, n_resamples=1000):
-    """Return the `class_table` and the summary of a table of `results`; None for under two patients."""
+    """Return the `class_table` of a table of `results` without its mean, and a summary; None for under two patients."""
     n = {"images": len(table), "patients": table["patient_id"].nunique()}
     if n["patients"] < 2:
         return None
@@ -127,7 +127,7 @@ def score_part(table, seed, n_resamples=1000):
 
 
 def epoch_chosen(config):
-    """Return whether a network of this Config stopped or kept weights by how it did on the fold that it holds out."""
+    """Return whether any network of this Config stops or selects its epoch by the score on the fold it holds out."""
     if any(branch.class_patience for branch in config.branches):
         return True
     return any(training.chooses_epoch for training in [*config.branches, *[config.fusion] * config.is_fused])
@@ -151,7 +151,7 @@ def measure(table, groups, n_resamples, seed):
 
 
 def further(table):
-    """Return each label's positive images, and DeLong's interval, which treats images as independent."""
+    """Return each label's number of positive images and DeLong's interval, which treats images as independent."""
     labels, y, score = values_of(table)
     found = class_table(y, score, None, labels, n_resamples=1).set_index("label")
     return found[["positive", "delong_low", "delong_high"]]
@@ -160,7 +160,7 @@ def further(table):
 def paired(table, other):
     """Return two-sided p-values of the table's AUROC minus the other's.
 
-    Columns: p_delong, a label's; p_t_test, the mean's: the paired t-test over labels, our reading of SDFN's.
+    Columns: p_delong, for each label; p_t_test, for the mean: a paired t-test over labels, our reading of SDFN's test.
     """
     labels, y, score = values_of(table)
     other = other[labels].to_numpy()
@@ -172,7 +172,7 @@ def paired(table, other):
 
 
 def remarks(figures, first):
-    """Return lines about undefined and missing labels, and the tests of each run against the `first`."""
+    """Return lines about undefined and missing labels, and about the tests of each run against the run `first`."""
     lines, own = [], figures if first is None else figures[figures["run"] == first]
     absent = own.loc[own["pooled"].isna(), "metric"].tolist()
     lines += [f"labels with images of one kind only, left out of the mean: {', '.join(absent)}"] * bool(absent)
@@ -212,7 +212,7 @@ def listed(names, predicted, scored):
 
 
 def sections(tables):
-    """Return the parts of the page: ROC curves, and the published areas class by class."""
+    """Return the page section with the ROC curves and the published AUROCs of each class."""
     scores = {name: table[CLASSES].to_numpy() for name, table in tables.items()}
     y = values_of(next(iter(tables.values())))[1]
     curves = page.figure(class_plots.roc_panels(y, scores, LABELS), "ROC curves of each class")

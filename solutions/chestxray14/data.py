@@ -1,4 +1,4 @@
-"""The competition's files: labels, official split, images of --test, boxes; and where the lungs are in every image."""
+"""Read the competition's labels, official split, boxes and the images of --test; find the lungs in every image."""
 
 import itertools
 from dataclasses import replace
@@ -26,21 +26,21 @@ CLASSES = list(LABELS)
 SAMPLE = ["Image Index", *CLASSES]
 UNKNOWN = dict.fromkeys(["patient_id", "official", *nih.GROUPS], "") | dict.fromkeys(CLASSES, -1)
 BOX_TABLE = "truth_boxes.parquet"  # NIH's boxes
-FURTHER_BOXES = "further_boxes.parquet"  # those of --boxes
+FURTHER_BOXES = "further_boxes.parquet"  # boxes from --boxes
 NO_BOXES = pd.DataFrame(columns=["image_id", "label", *BOX]).astype({"label": "int64"} | dict.fromkeys(BOX, float))
 ALONE = "the segmenter has no heart: features are weighted by the lungs alone, in CXR-IRNet by lungs and heart"
-LUNG_TABLE = "lungs.parquet"  # row k is store row k
+LUNG_TABLE = "lungs.parquet"  # row k belongs to store row k
 LUNG_COLUMNS = ["x_min", "y_min", "x_max", "y_max", "rule", "area"]
-MARKERS = (*KAGGLE.samples, *nih.LISTS["test"])  # files that name the test images
+MARKERS = (*KAGGLE.samples, *nih.LISTS["test"])  # files that list the test images
 
 
 def read_competition(job):
     """Return the Listing of the competition. Images of the label table without a file are left out and counted.
 
     Table: file_name (as in the label table), official (train_val, test, or "" for neither list), nih.GROUPS and the 14
-    LABELS (0/1, -1 unknown). Further table truth_boxes.parquet: image_id, row, label (0 … 13) and BOX (pixels of NIH's
-    1024 × 1024 image), and of --boxes further_boxes.parquet with the same columns. about: what is known of labels and
-    lists, `said` in one line; test_name: what the test images are; structures: None or a list, what weights features.
+    LABELS (0/1, -1 unknown). Further tables: truth_boxes.parquet with image_id, row, label (0 … 13) and BOX (pixels of
+    NIH's 1024 × 1024 image); with --boxes, further_boxes.parquet with the same columns. about: facts about labels and
+    lists, with said (one line), test_name (describes the test images) and structures (list of what weights features).
     """
     options, config = job.options, job.config
     path = KAGGLE.find_file(
@@ -76,7 +76,7 @@ def read_competition(job):
     table = table.astype(dict.fromkeys(CLASSES, "int8"))
     check_run(config, table)
     about |= {"said": _describe(about, config.split), "test_name": test_name, "structures": None}
-    about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores follow from the labels too
+    about["pixels"] = digest(test[CLASSES].to_numpy().tolist())  # test scores depend on the labels too
     log.info(about["said"])
     boxes = [folder / name for name in nih.BOXES if (folder / name).is_file()][:1]
     tables = {BOX_TABLE: place_boxes(nih.read_boxes(boxes[0]) if boxes else NO_BOXES, table)}
@@ -101,8 +101,8 @@ def read_competition(job):
 def read_test(job):
     """Return the Listing of the test images alone, without labels.
 
-    They are those of --test, of sample_submission.csv in the folder, or of the official test list there, of which
-    images without a file are left out and counted.
+    They come from --test, or else from sample_submission.csv or the official test list in the data folder. Images of
+    the official list without a file are left out and counted.
     """
     test, data = job.options.test, job.options.data
     if test is not None and test.is_dir():
@@ -117,7 +117,7 @@ def read_test(job):
         if test is None:
             log.info(f"test images from {path}" + f"; {absent} and are left out" * (not here.all()))
         if test is None and path.suffix == ".txt" and here.any():
-            named = named[here].sort_values("image_id", ignore_index=True)  # the order in which a run has them
+            named = named[here].sort_values("image_id", ignore_index=True)  # the order of a run's images
         elif not here.all():
             first = named.loc[~here, "image_id"].iloc[0]
             raise InputError(f"{(~here).sum()} test images have no file in {folder}, the first is {first}")
@@ -127,15 +127,15 @@ def read_test(job):
 
 
 def labels_of(images, rows):
-    """Return the labels of store rows, float32 (n, 14) of 0 and 1, NaN where they are not known."""
+    """Return the labels of store rows, float32 (n, 14): 0 or 1, NaN where unknown."""
     labels = images.at(rows)[CLASSES].to_numpy(np.float32)
     return np.where(labels < 0, np.float32(np.nan), labels)
 
 
 def boxes_of(images, rows):
-    """Return the boxes that supervise these store rows, all known ones of findings that the image's labels name too.
+    """Return the boxes that supervise these store rows: those whose finding is also among the image's labels.
 
-    Columns as in truth_boxes.parquet. An annotator's finding that NIH's label denies would contradict it.
+    Columns as in truth_boxes.parquet. Boxes of other findings would contradict NIH's labels.
     """
     boxes = pd.concat([images.tables[name] for name in (BOX_TABLE, FURTHER_BOXES) if name in images.tables])
     boxes = boxes[boxes["row"].isin(rows)]
@@ -144,7 +144,7 @@ def boxes_of(images, rows):
 
 
 def check_boxes(job):
-    """Raise InputError if a loss of boxes has none to learn from in a fold; `plan` decodes too few images to tell."""
+    """Raise InputError if a fold has no box for its box loss. (`plan` decodes too few images to check this.)"""
     for stage, fold in itertools.product(job.config.stages, job.config.folds):
         if getattr(job.config, stage).box_loss and not len(boxes_of(job.images, other_folds(job, fold)[0])):
             raise InputError(
@@ -160,7 +160,7 @@ def _sample(names):
 
 
 def _read_labels(folder, path, split):
-    """Return the label table with the column official, in the order of the ids, and the facts about it."""
+    """Return the label table, sorted by image id and with the column official, and facts about it."""
     labels = nih.read_labels(path).sort_values("image_id", ignore_index=True)
     about = {"labels": path.name, "sha256": file_hash(path), "images": len(labels), "release": describe_labels(labels)}
     labels["official"] = ""
@@ -177,7 +177,7 @@ def _read_labels(folder, path, split):
 
 
 def _describe(about, split):
-    """Return the line about labels and lists that belongs to every score."""
+    """Return the line about labels and lists that accompanies every score."""
     more = f", {about['missing']:,} of them without a file" if about["missing"] else ""
     more += f"; {about['release']}" if about["images"] == IMAGES else ""
     how = "all: every labelled image is trained on, those of the official test list too"
@@ -186,7 +186,7 @@ def _describe(about, split):
 
 
 def _split(labels, about, split):
-    """Return the train rows and the test rows of the label table, and what the test images are."""
+    """Return the train rows and the test rows of the label table, and a description of the test images."""
     if split == "all":
         return labels, labels.iloc[:0], "on no images"
     train, test = (labels[labels["official"] == part] for part in nih.LISTS)
@@ -201,7 +201,7 @@ def _split(labels, about, split):
 
 
 def _named_test(path, labels, train, files, split):
-    """Return the rows of --test in its order, labels -1 where the label table lacks them, and the files of a folder."""
+    """Return the rows of --test in its order, with labels -1 where unknown, and the image files if it is a folder."""
     named, more = test_names(path, files)
     ids = named["image_id"]
     why = " (--split all trains on every labelled image)" if split == "all" else ""
@@ -217,9 +217,9 @@ def _named_test(path, labels, train, files, split):
 
 
 def test_names(path, known=()):
-    """Return the images of --test in its order (image_id, patient, file_name), and the files of a folder.
+    """Return the images of --test in its order (image_id, patient, file_name), and the image files if it is a folder.
 
-    known: ids of images that have a file, see `read_list`.
+    known: ids of the images that have a file, see `read_list`.
     """
     ids, files = named_images(path, known=known)
     named = pd.DataFrame({"image_id": ids})
@@ -236,7 +236,7 @@ def test_names(path, known=()):
 
 
 def place_boxes(boxes, table):
-    """Return the boxes (of `read_boxes`) that lie on images of the table, with their row in it, in its order."""
+    """Return the boxes (of `read_boxes`) on images of the table, with the image's row, sorted by row."""
     boxes = boxes.copy()
     rows = table["row"].to_numpy() if "row" in table else np.arange(len(table))  # a run's table may have gaps
     boxes["row"] = np.append(rows, -1)[pd.Index(table["image_id"]).get_indexer(boxes["image_id"])]
@@ -248,12 +248,12 @@ def place_boxes(boxes, table):
 
 
 def segmenter_file(config):
-    """Return the path of the segmenter's weights. Raises InputError where there is no such file."""
+    """Return the path of the segmenter's weights. Raises InputError if there is no such file."""
     return weights_file(config.segmenter.weights, "--segmenter.weights")
 
 
 def lung_settings(config):
-    """Return what the lungs follow from, by option; only the weighting needs masks, only the lungs' network crops."""
+    """Return the options that determine the lungs; masks serve only feature weighting, crops only the lung network."""
     return {
         "segmenter.weights": file_hash(segmenter_file(config)) if config.needs_lungs else None,
         "segmenter.mask_size": config.segmenter.mask_size if config.weights_features else None,
@@ -291,9 +291,9 @@ def add_lungs(job, listing, store):
 
 
 def mask_and_crop(segmenter, image, probs, about, mask_size, crop_size):
-    """Return ([mask (S, S) with the heart, crop (C, C)], [box…, rule, area]), without arrays of side 0.
+    """Return ([mask (S, S) of lungs and heart, crop (C, C)], [box…, rule, area]), omitting arrays whose side is 0.
 
-    An image without lungs, or without `probs`, counts as a whole; the box is then that of its file (`about`).
+    Without lungs or without `probs`, mask and crop cover the whole image, and the box that of its file (`about`).
     """
     region, area = None, 0.0
     if probs is not None:

@@ -1,4 +1,4 @@
-"""NIH's tables and lists as they are given: labels, the official split, boxes."""
+"""Read NIH's own files: label tables, the lists of the official split, and boxes."""
 
 import hashlib
 
@@ -24,18 +24,18 @@ DIGESTS = {
     "test": "7519b7296cb0f58e5d2f4818372950411b04f1f243580c4132d001746535d931",
 }
 COLUMNS = {"Image Index": "file_name", "Finding Labels": "labels", "Patient ID": "patient_id"}
-GROUPS = ("sex", "age", "view")  # what the table says of patient and film
+GROUPS = ("sex", "age", "view")  # columns about patient and film, for subgroups
 AGES = ["under 40", "40 to 59", "60 and over"]
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
-_BOX_NAMES = {"Infiltrate": "Infiltration"}  # of the box table alone
+_BOX_NAMES = {"Infiltrate": "Infiltration"}  # a spelling of the box table only
 
 
 def read_labels(path, needs_patients=True):
     """Return the label table: image_id, file_name, patient_id, GROUPS and the 14 LABELS, int8 0/1.
 
-    Both versions are read. GROUPS: F or M, one of AGES, AP or PA; "" where the table does not say. Raises InputError
-    naming file and row: a missing column, an unusable or repeated image, no patient, an unknown label, "No Finding"
-    beside a finding.
+    Reads both releases. GROUPS: F or M, one of AGES, AP or PA; "" where the table does not say. Raises InputError
+    naming file and row for a missing column, an unusable or repeated image id, a missing patient, an unknown label, or
+    "No Finding" beside a finding.
     """
     raw = some_rows(path)
     for name in COLUMNS if needs_patients else [*COLUMNS][:2]:
@@ -57,12 +57,12 @@ def read_labels(path, needs_patients=True):
 
 
 def patient_of(image_ids):
-    """Return the patients of NIH's image ids (a Series such as 00000013_004), "" for other ids."""
+    """Return the patient of each NIH image id (a Series of ids such as 00000013_004), "" for other ids."""
     return plain_patients(image_ids.str.extract(r"^(\d{8})_\d{3}$")[0].fillna(""))
 
 
 def parse_findings(texts):
-    """Return what texts such as "Mass|Nodule" say, int8 (N, 14), and what is wrong with each, a Series of str."""
+    """Return labels, int8 (N, 14), of texts such as "Mass|Nodule", and each text's problem ("" if none), a Series."""
     codes, unique = pd.factorize(texts)
     marks, problems = np.zeros((len(unique), len(LABELS)), np.int8), []
     for row, text in enumerate(unique):
@@ -82,10 +82,10 @@ def find_lists(folder):
 
 
 def read_lists(folder, ids):
-    """Return the official list of each of `ids`, "train_val", "test" or "" (neither), str (N,), and what the lists are.
+    """Return the list that each of `ids` is in, str (N,) of "train_val", "test" or "" (neither), and facts about both.
 
-    That is official, whether both are the whole official lists by DIGESTS, and said, in one line. Raises InputError for
-    a list that is missing, empty or not text, for an unusable or repeated name, and for an image in both.
+    The facts: official, whether both are the whole official lists by DIGESTS; said, one line of text. Raises InputError
+    for a list that is missing, empty or not text, an unusable or repeated name, and an image that is in both lists.
     """
     paths, index, found, listed, texts = find_lists(folder), pd.Index(ids), np.full(len(ids), "", object), {}, []
     for part, names in LISTS.items():
@@ -110,15 +110,15 @@ def read_lists(folder, ids):
 
 
 def names_digest(image_ids):
-    """Return the SHA-256, in hex, of image ids in sorted order, one per line: the same for any order or suffix."""
+    """Return the SHA-256, in hex, of image ids, one per line and sorted, so that their order does not matter."""
     return hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
 
 
 def read_boxes(path):
     """Return a box table: image_id, label (0 … 13), x_min, y_min, x_max, y_max (pixels of the 1024 × 1024 image).
 
-    NIH's header may end in empty columns. A table with image_id, class, x_min, y_min, x_max and y_max (ChestX-Det's) is
-    read too; its rows of other findings are left out and counted. Raises InputError naming file and row.
+    NIH's header may end in empty columns. Tables with image_id, class, x_min, y_min, x_max and y_max (ChestX-Det) are
+    read too; their rows for other findings are left out and counted. Raises InputError naming file and row.
     """
     header, *rows = read_rows(path)
     corners = {"image_id", "class", *BOX} <= set(header)

@@ -1,4 +1,4 @@
-"""Weights that have seen images which a run tests on or holds out, as far as files show."""
+"""Detect weights that have seen a run's test images or held-out images, as far as their files tell."""
 
 import re
 from pathlib import Path
@@ -13,19 +13,19 @@ from solutions.chestxray14.labels import names_digest
 SOLUTION = "chestxray14"
 _CHEXNET = "public CheXNet code of its own split, which trains on 20,383 of the 25,596 official test images"
 _XRV = "torchxrayvision's, trained on a random split of NIH's images (or RSNA's, which are taken from them)"
-# Files and folders under which public weights are known, as a regular expression of one part of the path.
+# Public weights by their usual file or folder name: a regular expression for one part of the path, and the reason.
 PUBLIC = (
     (r"m-25012018-123527.*", _CHEXNET),
     (r"(nih|kaggle)-densenet121-.*|nih-pc-chex-.*|pc-nih-rsna-siim-vin-.*", _XRV),
     (r"(.*torchxrayvision--)?(densenet121-res224-(all|nih|rsna)|resnet50-res512-all)", _XRV),
 )
-# Names of RAD-DINO, RayDINO and EVA-X, whose training had NIH's images among others, but no labels.
+# Names of RAD-DINO, RayDINO and EVA-X, which were trained on NIH's images among others, but without labels.
 UNLABELLED = r".*(rad|ray)[-_]?dino.*|.*eva[-_]?x.*|.*merged520k.*|backbone_compatible\.safetensors"
 _SIIM = "SIIM's images are NIH's: 3,833 of its 12,047 are in the official test list"
 
 
 def origin(config, table, fold):
-    """Return what the weights of one fold record: solution, split, fold, number and `names_digest` of their images."""
+    """Return the record saved with one fold's weights: solution, split, fold, number of images and `names_digest`."""
     ids = _trained(table, fold)
     return {"solution": SOLUTION, "split": config.split, "fold": fold, "images": len(ids), "names": names_digest(ids)}
 
@@ -33,7 +33,7 @@ def origin(config, table, fold):
 def seen_unlabelled(config, run=None):
     """Return a line about each network of a Config whose weights have seen NIH's images, though not their labels.
 
-    With a Run, also whether it was trained on its own test images, with a teacher's labels (common.teaching).
+    With a Run, adds a line if it was trained on its own test images with a teacher's labels (common.teaching).
     """
     taught = ["trained on its test images, with a teacher's labels"] * bool(run and "pseudo" in read_lessons(run))
     paths = sorted({each.weights for each in config.branches if _is_unlabelled(Path(each.weights))})
@@ -42,7 +42,7 @@ def seen_unlabelled(config, run=None):
 
 
 def check_run(config, table):
-    """Apply `check_weights` to every network, against test images and held-out ones; refuse `seen_unlabelled` ones."""
+    """Apply `check_weights` to all networks, for test and held-out images; refuse `seen_unlabelled` unless allowed."""
     for line in seen_unlabelled(config):
         check(config.seen_unlabelled == "allow", f"{line}; --seen-unlabelled allow takes them, and the page says so")
         log.info(line)
@@ -56,13 +56,13 @@ def check_run(config, table):
 
 
 def check_weights(weights, split, unseen=None, own=None):
-    """Raise InputError for weights that are known to have seen what a run must not have seen.
+    """Raise InputError for weights that are known to have seen images that the run tests on or holds out.
 
     weights: as in a NetworkConfig. split: the run's; with "all" only `unseen` matters. unseen: group name → image ids.
-    own: `names_digest` of the training images of each fold of this run, None before there are folds.
-    Refused are public CheXNet checkpoints and torchxrayvision's of NIH's images, weights of a run of split "all" or on
-    SIIM's images, of a run that trained on one of `unseen`, and copied files of unknown images. A file about which
-    nothing is known is logged.
+    own: the set of `names_digest` of each fold's training images in this run, None before there are folds.
+    Refuses public CheXNet checkpoints, torchxrayvision's weights trained on NIH's images, weights of runs with split
+    "all", on SIIM's images or on any of `unseen`, and copied weights whose training images cannot be looked up. Weights
+    about which nothing is known are only logged.
     """
     unseen = {name: ids for name, ids in (unseen or {}).items() if len(ids)}
     if weights in ("imagenet", "none") or (split == "all" and not unseen):
@@ -89,12 +89,12 @@ def check_weights(weights, split, unseen=None, own=None):
 
 
 def _trained(table, fold):
-    """Return the ids of the images that one fold's networks train on; of all train images for the fold None."""
+    """Return the ids of one fold's training images; with fold None, of all train images."""
     return table.loc[(table["split"] == "train") & (table["fold"] != fold), "image_id"]
 
 
 def _run_of(path):
-    """Return folder, configuration and training images of the run that a file lies in; (None, {}, None) without one."""
+    """Return folder, configuration and training image ids of the run that holds a file; (None, {}, None) if none."""
     folder = next((parent for parent in path.resolve().parents[:4] if (parent / "config.json").is_file()), None)
     config = {} if folder is None else read_json(folder / "config.json")
     if config.get("solution") != SOLUTION or not (folder / "images.parquet").is_file():
@@ -104,7 +104,7 @@ def _run_of(path):
 
 
 def _recorded(path):
-    """Return what a file of this solution records of its training images (see `origin`); {} for other files."""
+    """Return the record of training images in weights of this solution (see `origin`); {} for other files."""
     try:
         about = load_weights(path)[1] if path.suffix == ".safetensors" else {}
     except InputError:  # raised again by the caller that loads it
@@ -128,7 +128,7 @@ def _public(path):
         state = read_state(path)
     except InputError:
         return ""  # raised again by the caller that loads it
-    for name, value in state.items():  # the layer of 14 sigmoids that this code puts into torchvision's DenseNet
+    for name, value in state.items():  # the 14-sigmoid layer that the CheXNet code adds to DenseNet
         if re.fullmatch(r"(module\.)?densenet121\.classifier\.0\.weight", name) and len(value) == 14:
             return f"it has the form of {_CHEXNET}"
     return ""

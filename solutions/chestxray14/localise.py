@@ -1,4 +1,4 @@
-"""Class activation maps of a run against true boxes (CXR-IRNet, table 3; SDFN, figures 5 and 9): tables and a page."""
+"""Compare a run's class activation maps with true boxes (CXR-IRNet, table 3; SDFN, figures 5 and 9)."""
 
 from typing import NamedTuple
 
@@ -40,10 +40,10 @@ VIEWS = (
 WEIGHTED = "The features are weighted, so the map lies within {}: findings outside them cannot be found."
 HEAT = "Violet to yellow: the map's lowest to highest value, whatever the probability."
 NO_GAIN = "The maps locate findings no better than the class's usual place"
-FEW = 5  # patients, below which a bootstrap's p-value means nothing
+FEW = 5  # with fewer patients, a bootstrap's p-value means nothing
 ALL, CLASSES = "all boxes", "mean of classes"
-# CXR-IRNet, table 3, of its feature extractor with and without attention, no feature weighting; the second half of the
-# row without is lost in the text. Its mean is that over boxes: the rows weighted by NIH's boxes of each class give it.
+# CXR-IRNet, table 3: feature extractor with and without attention, no feature weighting. Without attention, half of the
+# row is missing from the text. The paper's mean is over boxes: classes weighted by NIH's box counts reproduce it.
 PAPER = {
     "Atelectasis": (0.1713, 0.1212),
     "Cardiomegaly": (0.5515, 0.4430),
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 
 def measure(boxes, maps, thresholds, seed=0):
-    """Return the Measured boxes of `usable_boxes`; several thresholds are tuned on the other half of the patients."""
+    """Return Measured for `usable_boxes`. Several thresholds: each half of the patients uses the other half's best."""
     truth, patients, n = boxes[BOX].to_numpy(), boxes["patient_id"].to_numpy(), len(boxes)
     regions, peaks = np.full((n, len(thresholds), 4), np.nan), np.zeros((n, 2))  # found boxes; hit, guided_iou
     for k in tqdm(range(boxes["map"].max() + 1), desc="boxes", leave=False):
@@ -103,7 +103,7 @@ def measure(boxes, maps, thresholds, seed=0):
 
 
 def _ious(found, truth):
-    """Return the IoU of each found box with its true one, (n,); 0 for NaN."""
+    """Return the IoU of each predicted box with its true one, (n,); 0 where there is no predicted box (NaN)."""
     return np.array([np.nan_to_num(iou_matrix(a, b)[0, 0]) for a, b in zip(found, truth, strict=True)])
 
 
@@ -118,11 +118,11 @@ def other_patients_box(boxes, labels, patients):
 
 
 def class_table(boxes, paper=None, n_resamples=1000, seed=0):
-    """Return a row of figures for each class, for all boxes and for the classes' mean; `boxes` as in Measured.
+    """Return one row per class, one for all boxes and one for the mean of the classes; `boxes` as in Measured.
 
-    label, boxes, patients; iou with its interval by patient (low, high); hit; guided_iou; place_iou; gain, iou minus
-    place_iou, with interval and two-sided p-value (paired bootstrap by patient); fused_gain likewise against whole_iou.
-    paper: 0 or 1, the column of PAPER to add.
+    Columns: label, boxes, patients; iou and its interval (low, high); hit; guided_iou; place_iou; gain (iou minus
+    place_iou) with interval and two-sided p-value; fused_gain likewise (iou minus whole_iou). Intervals and p-values
+    are by (paired) bootstrap over patients. paper: 0 or 1, the column of PAPER to add.
     """
     label = np.array(LABELS, object)[boxes["label"].to_numpy()]
     rows = [_figures(name, boxes[label == name], n_resamples, seed) for name in LABELS if (label == name).any()]
@@ -150,7 +150,7 @@ def _figures(name, boxes, n_resamples, seed):
 
 
 def pick_examples(boxes):
-    """Return one box of each label: that of median area, so that no result of a network can choose it."""
+    """Return each label's box of median area, a choice that does not depend on any network's result."""
     area = (boxes["x_max"] - boxes["x_min"]) * (boxes["y_max"] - boxes["y_min"])
     order = boxes.assign(area=area).sort_values(["label", "area", "image_id"]).groupby("label")
     return boxes.loc[[part.index[len(part) // 2] for _, part in order]]
@@ -162,9 +162,9 @@ def paper_column(config):
 
 
 def write_localisation(job, thresholds=THRESHOLDS, out=None, further=None):
-    """Measure the class activation maps of a run against the true boxes of its images, or those in `further`.
+    """Compare the class activation maps of a run with the true boxes of its images, or with those in `further`.
 
-    Writes localisation.csv (a row per box), localisation_table.csv (a row per class) and localisation.html to `out`.
+    Writes localisation.csv (one row per box), localisation_table.csv (one per class) and localisation.html to `out`.
     """
     out, config, thresholds = out or job.run.folder, job.config, tuple(sorted(set(thresholds)))
     placed = None if further is None else place_boxes(read_boxes(further), job.images.table)

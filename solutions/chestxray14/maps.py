@@ -17,11 +17,11 @@ from solutions.chestxray14.models import pool_masks
 
 
 class Maps(NamedTuple):
-    """Class activation maps of n (image, class) pairs: for each stage the maps and where they lie.
+    """Class activation maps of n (image, class) pairs: each stage's maps and their position in the image.
 
     cams: stage → float32 (n, h, w); places: stage → float64 (n, 4), pixels of the 1024 × 1024 image. rescaled: whether
-    the stages' maps are normalised before they are added. masks: uint8 (n, S, S), 255 times the share of lung, where
-    features are weighted: the evidence of a cell at the edge of a lung belongs to the lung in it.
+    the stages' maps are normalised before they are added. masks: if features are weighted, uint8 (n, S, S), 255 times
+    the share of lung, so that `heat` attributes the evidence of a border cell to the lung part of that cell.
     """
 
     cams: dict
@@ -30,7 +30,7 @@ class Maps(NamedTuple):
     masks: np.ndarray | None = None
 
     def heat(self, k):
-        """Return map k over the whole image, the stages fused, float32 (1024, 1024) in [0, 1]."""
+        """Return map k over the whole image, fused over the stages, float32 (1024, 1024) in [0, 1]."""
         shape = (BOX_SIDE, BOX_SIDE)
         placed = {stage: place(cams[k], self.places[stage][k], shape) for stage, cams in self.cams.items()}
         if self.masks is not None:
@@ -41,7 +41,7 @@ class Maps(NamedTuple):
 
 
 def usable_boxes(images, folds, boxes=None):
-    """Return the true boxes of images that some network did not train on, and how many boxes are left out."""
+    """Return the true boxes on images that at least one network did not train on, and the number of other boxes."""
     table = images.table[["row", "patient_id", "split", "fold", "ok"]]
     boxes = (images.tables[BOX_TABLE] if boxes is None else boxes).merge(table, on="row", how="left")
     unseen = boxes["ok"] & ((boxes["split"] == "test") | boxes["fold"].isin(list(folds)))
@@ -52,7 +52,7 @@ def usable_boxes(images, folds, boxes=None):
 
 
 def class_maps(job, boxes, alone=False):
-    """Return the Maps of the pairs that `boxes` number: test images by the mean over the folds, others by their own."""
+    """Return the Maps of the pairs in `boxes`: for test images the mean over folds, for others their own fold's map."""
     config, images, pairs = job.config, job.images, boxes.drop_duplicates("map").sort_values("map")
     sums, count, stages = {}, np.zeros((len(pairs), 1, 1), np.float32), ("whole",) if alone else config.stages
     for fold in config.folds:
@@ -77,7 +77,7 @@ def class_maps(job, boxes, alone=False):
 
 
 def network_cams(job, network, model, rows, head=None):
-    """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) instead of the model's own."""
+    """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) that replace the model's own."""
     config = network.config
     model.to(job.device, memory_format=torch.channels_last).eval()
     if head is not None:
@@ -93,11 +93,11 @@ def network_cams(job, network, model, rows, head=None):
 
 
 def from_the_lowest(cams, masks, binary=False):
-    """Return the maps of weighted features, counted from the lowest evidence before weighting.
+    """Return the maps of weighted features, measured from the lowest evidence before weighting.
 
-    Weighting sets features outside the lungs to 0, a map's peak wherever the class is unlikely in all of the lungs.
-    Counted from the lowest value, a cell shows the additional evidence times its share of lung. cams: (B, C, h, w);
-    masks: (B, 1, H, W), 0 to 255. Without lungs, maps only change their level.
+    Weighting sets maps to 0 outside the lungs, which is their peak if all evidence in the lungs is negative. Measured
+    from the lowest value, a cell shows its additional evidence times its share of lung. cams: (B, C, h, w); masks:
+    (B, 1, H, W), 0 to 255. Maps of images without lungs are only shifted by a constant.
     """
     share = pool_masks(masks.float() / 255, cams.shape[-2:], binary)
     low = torch.where(share > 0, cams / share, torch.inf).amin((2, 3), keepdim=True)
@@ -105,7 +105,7 @@ def from_the_lowest(cams, masks, binary=False):
 
 
 def view_places(images, rows, config, stage):
-    """Return where the network's image, a centre crop, lies, float64 (n, 4), in pixels of the 1024 × 1024 image."""
+    """Return the box of the network's input, a centre crop, float64 (n, 4), in pixels of the 1024 × 1024 image."""
     if stage == "whole":
         views = np.tile([0.0, 0.0, BOX_SIDE, BOX_SIDE], (len(rows), 1))
     else:

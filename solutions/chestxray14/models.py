@@ -1,4 +1,4 @@
-"""CXR-IRNet's and SDFN's networks over a timm backbone; what they see, the whole image or the lungs; their figures."""
+"""CXR-IRNet's and SDFN's networks on timm backbones, their datasets (whole image or lungs), losses and metrics."""
 
 import random
 from functools import cache
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# albumentations from there, where its look-up of newer versions is switched off
+# albumentations comes from this module, which switches off its online version check
 from common.data.augment import A, compose
 from common.data.loaders import FeatureDataset, SampleDataset
 from common.errors import InputError, check, log
@@ -30,9 +30,9 @@ GRID = 32  # side of the grids of boxes, finer than any network's feature map
 class MultiScaleAttention(nn.Module):
     """Weight each pixel of an image by an attention map from several scales: (B, C, H, W) → the same shape.
 
-    Source: Fang et al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). Left open there: the convolutions' channels (the
-    image's), padding (zeros), `last` (3, as in their code) and the start: weights 0 and bias 2 in the last one, so that
-    every pixel has the weight 0.88 and images stay close to what the backbone was pretrained on.
+    Source: Fang et al., CXR-IRNet, 3.2 and 4 (kernels 5 and 9). The paper leaves open the convolutions' channels (here
+    the image's), padding (zeros), `last` (3, as in their code) and initialisation: the last one starts with weights 0
+    and bias 2, so every pixel has weight 0.88 and images stay close to what the backbone was pretrained on.
     """
 
     def __init__(self, channels=3, kernels=(5, 9), last=3):
@@ -53,7 +53,7 @@ class MultiScaleAttention(nn.Module):
 
 
 def pool_masks(masks, shape, binary=False):
-    """Return masks (B, 1, H, W) average-pooled to `shape`, ones for an empty mask; binary: 1 from one half on."""
+    """Return masks (B, 1, H, W) average-pooled to `shape`, all ones for an empty mask; binary: thresholded at 0.5."""
     pooled = F.adaptive_avg_pool2d(masks, shape)
     pooled = (pooled >= 0.5).to(masks.dtype) if binary else pooled
     return torch.where(pooled.amax((1, 2, 3), keepdim=True) == 0, 1.0, pooled)
@@ -68,12 +68,12 @@ def weigh_features(features, masks, binary=False):
 
 
 class ChestNet(Classifier):
-    """Radiographs to 14 logits: attention, the backbone's last feature map, its weighting, mean pooling, one layer.
+    """Map radiographs to 14 logits: attention, backbone, feature weighting, mean pooling and a linear layer.
 
-    Images (B, 1, H, W) uint8, or floating in 0 to 255; with `weighting` (B, 2, H, W), the second channel the lungs'
-    share of each pixel, 0 to 255; or pooled features (B, K). Returns float32 (B, 14), with `with_maps` also the maps of
-    `cam`. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3; without both additions it is the network of Rajpurkar et al.,
-    CheXNet, and of SDFN's branches (B.3).
+    Input: images (B, 1, H, W), uint8 or float in 0 to 255; with `weighting` (B, 2, H, W), whose second channel is the
+    share of lung in each pixel, 0 to 255; or pooled features (B, K). Output: float32 (B, 14), with `with_maps` also the
+    maps of `cam`. Sources: Fang et al., CXR-IRNet, 3.2 and 3.3. Without attention and weighting, this is CheXNet
+    (Rajpurkar et al.) and a branch of SDFN (B.3).
     """
 
     def __init__(self, *args, attention=False, weighting=False, binary=False, **options):
@@ -82,7 +82,7 @@ class ChestNet(Classifier):
         self.weighting, self.binary = weighting, binary
 
     def features(self, images):
-        """Return the last feature map, weighted where the network does so, float32 (B, K, h, w)."""
+        """Return the backbone's last feature map, float32 (B, K, h, w), weighted if `weighting` is on."""
         if images.ndim != 4 or images.shape[1] != 1 + self.weighting:
             wanted = "a gray and a mask channel, (B, 2, H, W)" if self.weighting else "one gray channel, (B, 1, H, W)"
             raise InputError(f"images {tuple(images.shape)}: expected {wanted}")
@@ -96,11 +96,11 @@ class ChestNet(Classifier):
 
 
 class FusionNet(ExactLinear):
-    """SDFN's last stage (B.4): features of both frozen networks side by side, (B, K1 + K2), to 14 logits."""
+    """SDFN's last stage (B.4): map the concatenated features of both frozen networks, (B, K1 + K2), to 14 logits."""
 
     @torch.inference_mode()
     def probs(self, features):
-        """Return probabilities float64 (n, 14) of `views.pooled_features` (n, V, K1 + K2), the mean over V."""
+        """Return probabilities, float64 (n, 14), for `pooled_features` (n, V, K1 + K2), averaged over the V views."""
         return self(torch.from_numpy(features).to(self.weight.device)).sigmoid().double().mean(1).cpu().numpy()
 
 
@@ -116,7 +116,7 @@ def build_network(config, weights=None):
 
 @cache
 def feature_width(backbone, size):
-    """Return the number of channels of a backbone's last feature map; the random state stays as it is."""
+    """Return the number of channels of a backbone's last feature map, without changing the random state."""
     with torch.random.fork_rng(devices=[]):
         return build_backbone(models.timm_name(backbone), size)[1]
 
@@ -127,9 +127,9 @@ def build_fusion(config, weights=None):
 
 
 def box_loss(maps, boxes):
-    """Return −log of the share of a class map's softmax over cells that lies in its boxes, the mean over boxed maps.
+    """Return the mean, over class maps with boxes, of −log of the share of the map's softmax inside its boxes.
 
-    maps: (B, C, h, w) real; boxes: uint8 (B, C, H, W), 255 inside, all 0 for a map that does not count.
+    maps: (B, C, h, w) real, softmax over cells; boxes: uint8 (B, C, H, W), 255 inside, all 0 for maps without boxes.
     """
     inside = F.adaptive_avg_pool2d(boxes.float() / 255, maps.shape[-2:]).flatten(2)
     most = inside.amax(2, keepdim=True)
@@ -142,10 +142,10 @@ LOSSES = {"bce": bce, "asymmetric": asymmetric}
 
 
 def stop_classes(patience, active, history):
-    """Set which classes still add to the loss, `active` bool (14,): those whose AUROC rose in the last epochs.
+    """Set `active`, bool (14,), the classes that still train: those whose best AUROC is under `patience` epochs old.
 
-    history: list of the figures of each epoch, with auroc_<class>. Task-wise early stopping, Zhang et al.
-    2014 (Facial landmark detection by deep multi-task learning), who compare losses. A class without AUROC stays.
+    history: list of each epoch's metrics, with auroc_<class>. A class without AUROC stays active. Source: task-wise
+    early stopping, Zhang et al. 2014 (Facial landmark detection by deep multi-task learning), who compare losses.
     """
     for k, label in enumerate(LABELS):
         scores = np.array([epoch[f"auroc_{label}"] for epoch in history])
@@ -153,9 +153,9 @@ def stop_classes(patience, active, history):
 
 
 def training_loss(config, model, images, target, active=None):
-    """Return the loss of a batch under a NetworkConfig: that of the labels, and those of pairs and boxes, weighted.
+    """Return a batch's loss under a NetworkConfig: the label loss plus the weighted pairwise AUC and box losses.
 
-    active: bool (14,), classes that add to it; None for all.
+    active: bool (14,), the classes whose logits get a gradient; None for all.
     """
     labels = target["labels"] if config.box_loss else target
     if config.mixup:
@@ -163,7 +163,7 @@ def training_loss(config, model, images, target, active=None):
         order = torch.randperm(len(images), device=images.device)
         images, labels = (share * part + (1 - share) * part[order] for part in (images.float(), labels))
     logits, maps = model(images, with_maps=True) if config.box_loss else (model(images), None)
-    if active is not None:  # the others' share of the mean is 0
+    if active is not None:  # the others get no gradient
         logits = torch.where(torch.from_numpy(active).to(logits.device), logits, logits.detach())
     loss = LOSSES[config.loss](logits, labels + config.label_smoothing * (0.5 - labels))
     if config.auc_loss:
@@ -172,9 +172,9 @@ def training_loss(config, model, images, target, active=None):
 
 
 def auroc_and_loss(labels, logits, by_class=False):
-    """Return the figures of logits, float32 (n, 14): auroc, the mean over classes with labels of both kinds; loss.
+    """Return the metrics of logits, float32 (n, 14): loss, and auroc, the mean over classes with both 0s and 1s.
 
-    by_class: also auroc_<class>, NaN without both labels.
+    by_class: also auroc_<class>, NaN for a class without both.
     """
     loss = bce(torch.from_numpy(logits), torch.from_numpy(labels)).item()
     found = auroc(labels, logits, undefined=np.nan)
@@ -183,23 +183,23 @@ def auroc_and_loss(labels, logits, by_class=False):
 
 
 def podium(size):
-    """Return our pipeline for the podium preset, for images of `size` pixels; its numbers are ours."""
+    """Return the augmentations of the podium preset for images of `size` pixels; their parameters are our own."""
     moved = A.Affine(scale=(0.92, 1.08), translate_percent=(-0.05, 0.05), rotate=(-10.0, 10.0), keep_ratio=True, p=0.5)
     cropped = A.RandomResizedCrop((size, size), scale=(0.7, 1.0), ratio=(0.9, 1.11), p=0.5)
     return compose([A.HorizontalFlip(p=0.5), cropped, moved, A.RandomBrightnessContrast(0.2, 0.2, p=0.5)])
 
 
-# What a configuration names: size of the images in pixels → pipeline.
+# Augmentation pipelines by their name in a configuration, as functions of the image size in pixels.
 AUGMENTATIONS = {"none": lambda size: None, "flip": lambda size: compose([A.HorizontalFlip(p=0.5)]), "podium": podium}
 
 
 class ViewDataset(SampleDataset):
-    """Images of a store as a network sees them; an item is `(image uint8 (1 or 2, size, size), target)`.
+    """Store images as input of a network; an item is `(image uint8 (1 or 2, size, size), target)`.
 
-    Each is scaled to `resize`, augmented where the key is `(index, seed)`, and its centre of `size` pixels cut out.
-    masks: path of a `.npy` uint8 (N, m, m); moved with the image it becomes the second channel. labels: float32 (n,
-    14); without them the target is the store row. boxes: of `boxes_of`; moved with the image they make the target a
-    dict of labels and boxes, uint8 (14, GRID, GRID), 255 inside. Raises InputError for an empty mask.
+    Each image is scaled to `resize`, augmented if the key is `(index, seed)`, and centre-cropped to `size` pixels.
+    masks: path of a `.npy`, uint8 (N, m, m), augmented like the image to become its second channel. labels: float32
+    (n, 14); without them the target is the store row. boxes: from `boxes_of`, augmented like the image; the target is
+    then a dict of labels and boxes, uint8 (14, GRID, GRID), 255 inside. Raises InputError for an empty mask.
     """
 
     def __init__(self, images, rows, resize, size, masks=None, transform=None, labels=None, boxes=None):
@@ -237,7 +237,7 @@ class ViewDataset(SampleDataset):
 
 
 def view_dataset(job, rows, augment=False, targets=False, *, config, stage):
-    """Return the ViewDataset of store rows for a stage, whole or lungs, and its NetworkConfig."""
+    """Return the ViewDataset of store rows for a stage (whole or lungs) with the NetworkConfig `config`."""
     images = job.images
     pixels = images.store.images if stage == "whole" else images.arrays["crops"]
     masks = images.arrays["masks"] if config.weighting else None
@@ -255,10 +255,10 @@ def feature_dataset(job, branches, rows, flips, trained=True):
 
 
 def pooled_features(job, branches, rows, flips, trained=True):
-    """Return the pooled features of frozen networks side by side, float32 (n, V, K1 + K2).
+    """Return the concatenated pooled features of frozen networks, float32 (n, V, K1 + K2).
 
-    branches: the Networks, in the order of the columns, `trained` ones or with the weights that they start from. V is 2
-    with `flips`: the image, then its mirror.
+    branches: the Networks in the order of the columns; unless `trained`, they have their initial weights. V is 2 with
+    `flips` (the image, then its mirror image), else 1.
     """
     widths = [feature_width(branch.config.backbone, branch.config.size) for branch in branches]
     found = np.empty((len(rows), 1 + flips, sum(widths)), np.float32)

@@ -1,4 +1,4 @@
-"""ChestX-ray14: one network per view, SDFN's (Liu et al.) fusion of both; CXR-IRNet (Fang et al.); see config.py."""
+"""ChestX-ray14: CXR-IRNet (Fang et al.), or one network per view and SDFN's fusion (Liu et al.); see config.py."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,13 +20,13 @@ from solutions.chestxray14.data import CLASSES, add_lungs, labels_of, lung_setti
 from solutions.chestxray14.labels import TABLES
 from solutions.chestxray14.leaks import check_run, origin
 
-# Settings, beside those of the lungs, that `prepare` follows.
+# Settings that `prepare` depends on, besides those of the lungs.
 PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
 
 
 def networks(job):
-    """Return each fold's networks, one per view, and then the layer that fuses them where the recipe has one."""
+    """Return each fold's networks: one per view, then the layer that fuses them if the recipe has one."""
     return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
 
 
@@ -35,7 +35,7 @@ def fold_networks(config, fold):
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
         dataset = partial(models.view_dataset, config=own, stage=stage)
-        # the losses of boxes and pairs are no means over images, and mixup mixes those of a whole batch
+        # box and pairwise losses are not means over images, and mixup mixes images across the whole batch
         active = np.ones(len(LABELS), bool) if own.class_patience else None
         how = {
             "step": partial(models.training_loss, own, active=active),
@@ -57,13 +57,13 @@ def fold_networks(config, fold):
 
 
 def check_training(job):
-    """Raise InputError for weights that have seen what is held out, and for a loss of boxes without any."""
+    """Raise InputError for weights that have seen test or held-out images, and for a box loss without boxes."""
     check_run(job.config, job.images.table)
     data.check_boxes(job)
 
 
 def probe_dataset(network, job, rows, augment, targets):
-    """Return the features of a frozen network with their labels, or without `targets` the images."""
+    """Return a frozen network's dataset: its features with labels, or without `targets` its images."""
     flips = augment and network.config.augmentation == "flip"
     how = (job, [network], rows, flips, False)
     return models.feature_dataset(*how) if targets else network.dataset(job, rows, augment, targets)
@@ -86,12 +86,12 @@ def _classifier(fold, stage, config, build, dataset, **more):
 
 
 def suffixes(config):
-    """Return the suffixes of the tables of predictions: the answer's and, with two views, each view's."""
+    """Return the suffixes of the prediction tables: that of the answer and, with two views, of each view."""
     return ("", *(f"_{stage}" for stage in config.stages)) if config.views == "both" else ("",)
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the tables of probabilities of one fold's networks: the answer and, with two views, each view."""
+    """Return the probabilities of one fold's networks: a table of the answer and, with two views, one per view."""
     trained, flips = fold_networks(job.config, folds[0]), "flip" in job.config.tta
     found = {f"_{stage}": np.empty((0, len(LABELS))) for stage in job.config.stages}  # split all: no test images
     for network in trained[: len(found)] if len(rows) else ():
@@ -112,11 +112,11 @@ def mean_over_folds(suffix, tables):
 
 
 def choose(job, oof):
-    """Return each class's threshold by Youden's index, which the page scores nested, and the AUROCs."""
+    """Return the AUROCs and each class's threshold by Youden's index. (The page tunes each fold's on the others.)"""
     config, images = job.config, job.images
     truth = labels_of(images, images.rows_of(oof.table["image_id"]))
     cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
-    thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # labels of one kind
+    thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # only 0s or only 1s
     parts = {name: score_part(results(job, name)[""], config.seed) for name in ("oof", "test")}
     check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
@@ -129,7 +129,7 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that say the scores, out of fold and of the test images whose labels are known."""
+    """Return lines of text with the scores, out of fold and on the labelled test images."""
     lines, text = [], "mean AUROC {} {estimate:.4f} [{low:.4f}, {high:.4f}] over"
     for name, where in (("oof", "out of fold"), ("test", figures["official"]["test_name"])):
         if part := figures[name]:
@@ -150,7 +150,7 @@ def answer(job, test, rule, neutral):
 
 
 def use_segmenter(config, files):
-    """Return the configuration with the exported segmenter, where one belongs to the export."""
+    """Return the configuration with the exported segmenter if the export contains one."""
     weights = str(files.get(LUNGS, config.segmenter.weights))
     return replace(config, segmenter=replace(config.segmenter, weights=weights))
 

@@ -1,7 +1,7 @@
-"""What papers report on the official lists, class by class: facts for orientation, nothing measured here.
+"""Per-class results that papers report on the official lists: for orientation, not measured here.
 
-"Fang" is the paper of CXR-IRNet, whose table 2 has four decimals; "Liu" that of SDFN, whose table I has three. Fang et
-al. trained DCNN, CheXNet, SENet and AGCNN again in their own set-up and took SDFN and SalNet from those papers.
+"Fang" is the paper of CXR-IRNet, whose table 2 has four decimals; "Liu" is that of SDFN, whose table I has three. Fang
+et al. retrained DCNN, CheXNet, SENet and AGCNN in their own set-up and copied SDFN and SalNet from those papers.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ TRAIN = (8_280, 1_707, 8_659, 13_782, 4_034, 4_708, 876, 2_637, 2_852, 1_378, 1_
 TEST = (3_279, 1_069, 4_658, 6_112, 1_748, 1_623, 555, 2_665, 1_815, 925, 1_093, 435, 1_143, 86)
 BOXES = (180, 146, 153, 123, 85, 79, 120, 98, 0, 0, 0, 0, 0, 0)
 IMAGES = 112_120
-TOTALS = ("Multi-label totals", "Finding", "No Finding", "Totals")  # its last rows
+TOTALS = ("Multi-label totals", "Finding", "No Finding", "Totals")  # the last rows of that table
 
 
 def table_1(labels, finding, images):
-    """Return a column of table 1: the counts of the labels, and TOTALS by the images with a finding and all images."""
+    """Return a column of table 1: label counts, then TOTALS; finding and images: images with a finding, and all."""
     return [*labels, sum(labels), finding, images - finding, images]
 
 
@@ -30,8 +30,8 @@ TABLE_1 = {
     "test": table_1(TEST, 15_735, 25_596),
     "boxes": table_1(BOXES, 984, 984),  # on 880 images
 }
-# Source and AUROC of each label, its decimals, in the order of LABELS. The means are those of the rows: they are the
-# printed ones, of which the last four of Fang's table cannot be read.
+# Source, and decimals of each label's AUROC in the order of LABELS. Means are computed from the rows and equal the
+# printed ones; the last four printed means of Fang's table are illegible.
 PUBLISHED = {
     "Wang et al.": (_LIU, "700 814 736 613 693 669 658 799 703 805 833 786 684 872"),
     "Yao et al.": (_LIU, "733 856 806 673 777 724 684 805 711 806 842 743 724 775"),
@@ -55,7 +55,7 @@ NOTE = (
 
 
 def describe_labels(truth):
-    """Return which release of NIH's labels a table of 0/1 with the columns LABELS is, as far as its counts show."""
+    """Return a text on which release of NIH's labels a table is (columns LABELS, 0/1), judging by its counts."""
     if len(truth) != IMAGES:
         return f"{len(truth):,} images, not NIH's whole table of {IMAGES:,}: its release is unknown"
     counts = truth[list(LABELS)].sum().to_numpy()
@@ -66,7 +66,7 @@ def describe_labels(truth):
 
 
 def published_classes(mean):
-    """Return a row per label and one named `mean`: label, then `published: <network>` with its table's decimals."""
+    """Return one row per label and one named `mean`; columns label and `published: <network>`, rounded as printed."""
     areas = {name: [float(f".{area}") for area in row.split()] for name, (_, row) in PUBLISHED.items()}
     table = pd.DataFrame({f"published: {name}": [*each, np.mean(each)] for name, each in areas.items()})
     decimals = {f"published: {name}": 3 if source == _LIU else 4 for name, (source, _) in PUBLISHED.items()}
@@ -76,7 +76,7 @@ def published_classes(mean):
 
 
 def published_means():
-    """Return a row per network: published (its name), mean AUROC and source."""
+    """Return one row per network: published (its name), mean AUROC and source."""
     means = published_classes("mean").iloc[-1, 1:].tolist()
     rows = zip(PUBLISHED, means, (source for source, _ in PUBLISHED.values()), strict=True)
     return pd.DataFrame(rows, columns=["published", "mean AUROC", "source"])

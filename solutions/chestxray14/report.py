@@ -1,4 +1,4 @@
-"""Sections of the report that are ChestX-ray14's own: AUROCs by class and view, operating points and pictures."""
+"""Report sections specific to ChestX-ray14: AUROCs by class and view, operating points and pictures."""
 
 import re
 from pathlib import Path
@@ -22,11 +22,11 @@ from solutions.chestxray14.leaks import seen_unlabelled
 from solutions.chestxray14.published import TABLE_1, TOTALS, published_means, table_1
 
 TITLE = "ChestX-ray14"
-MOST = 8  # pictures of a gallery
+MOST = 8  # maximum number of pictures in a gallery
 
 
 def headline(job, score):
-    """Return the mean AUROCs as cards, and what is known of the official split."""
+    """Return the mean AUROCs as cards, and notes on weights, labels and the official split."""
     cards = []
     for name, where in (("oof", "out of fold"), ("test", job.images.about["test_name"])):
         if part := score[name]:
@@ -38,7 +38,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return data and lungs, and of the current results the classes, views, operating points, pictures and maps."""
+    """Return data, lungs and maps and, if results are current, classes, operating points, subgroups and pictures."""
     parts = [_data(job.images), _lungs(job.images)]
     if job.is_current("tune"):
         parts += [
@@ -70,10 +70,10 @@ def _data(images):
 
 
 def count_labels(train, test, boxes):
-    """Return CXR-IRNet's table 1 of these images, with the paper's counts beside ours.
+    """Return CXR-IRNet's table 1 for these images, with the paper's counts beside ours.
 
-    train, test: labels 0/1 (n, 14); boxes: their labels, 0 to 13. Below the labels stand their totals, of which an
-    image can have several, the images with and without a finding, and all images. Boxes are counted, not their images.
+    train, test: labels 0/1 (n, 14); boxes: their labels, 0 to 13. The last rows are the total of all labels (an image
+    can have several), images with a finding, images without, and all images. For boxes, boxes are counted, not images.
     """
     columns = {"label": [*LABELS, *TOTALS]}
     for name, part in (("train", train), ("test", test)):
@@ -83,7 +83,7 @@ def count_labels(train, test, boxes):
 
 
 def _lungs(images):
-    """Return how the lungs were found, the masks that weight the features, and the lungs' boxes with their crops."""
+    """Return the section on lungs: how they were found, masks that weight features, and boxes with their crops."""
     if LUNG_TABLE not in images.tables:
         return None
     lungs, pixels, names = images.tables[LUNG_TABLE], images.store.images, images.table.set_index("row")["image_id"]
@@ -91,7 +91,7 @@ def _lungs(images):
     rules["share"] = (rules["images"] / len(lungs)).map("{:.2%}".format)
     area = page.figure(plots.histogram({"images": 100 * lungs["area"]}, "lungs, % of the image"), "Area of the lungs")
     fragments = [page.grid(page.table(rules, "How the lungs were found"), area)]
-    lungs = lungs[lungs["row"].isin(names.index)]  # not of images that could not be read
+    lungs = lungs[lungs["row"].isin(names.index)]  # leave out images that could not be read
     if "masks" in images.arrays:
         items, masks = [], read_array(images.arrays["masks"])
         for row in lungs["row"].iloc[:: max(1, len(lungs) // MOST)][:MOST]:
@@ -164,7 +164,7 @@ def _groups(job):
 
 
 def _pictures(job):
-    """Return the sections of the worst errors and of further pictures."""
+    """Return the sections with the worst errors and with further pictures."""
     table, where = comparison.results(job, "test")[""], job.images.about["test_name"]
     if not len(table):
         table, where = comparison.results(job, "oof")[""], "out of fold"
@@ -180,7 +180,7 @@ def _pictures(job):
 
 
 def confident_galleries(images, table):
-    """Return galleries of each label's most confident right and most confident wrong prediction of `results`."""
+    """Return two galleries of a table of `results`: each label's most confident right and wrong predictions."""
     chosen, boxes = {"Right": [], "Wrong": []}, images.tables[BOX_TABLE]
     _, truth, probs = comparison.values_of(table)
     for k, label in enumerate(LABELS):
@@ -196,14 +196,14 @@ def confident_galleries(images, table):
 
 
 def submission(job, record):
-    """Return the distribution of the probabilities."""
+    """Return a histogram of the submitted probabilities."""
     table = read_csv(job.run.path("submission.csv"))
     groups = {label: table[label] for label in LABELS[:4]}
     return [page.figure(plots.histogram(groups, "probability"), "Probabilities of four of the labels")]
 
 
 def show_predictions(submission, folder=None, count=4):
-    """Show the images with the most certain findings and their three highest probabilities; folder: of other images."""
+    """Show the images with the most certain findings, and their three highest probabilities; folder: of the images."""
     table = read_table(submission)
     probs = table[list(LABELS)].astype(float)
     best = probs.max(axis=1).nlargest(count).index

@@ -1,9 +1,9 @@
 """The embedded sample: phantom radiographs laid out as Kaggle unpacks ChestX-ray14 (nih-chest-xrays/data).
 
 Like the real set: PNG files in several folders, some with four channels; follow-up images that share their patient's
-anatomy; larger chests on AP films; odd ends of lines, and boxes for eight classes of the test images. Unlike it: the
-images are half as wide; labels are equally frequent, bold and true; every shadow of the eight classes has a box; and 40
-% of the images are healthy instead of 54 %.
+anatomy; larger chests on AP films; rows that end in extra commas; boxes for eight classes of the test images. Unlike
+it: images are half as wide; labels are equally frequent, conspicuous and correct; every finding of the eight classes
+has a box; and 40 % of the images are healthy instead of 54 %.
 """
 
 from functools import partial
@@ -18,12 +18,12 @@ from common.phantom.sample import NIH_HEADER, draw_findings, draw_visits, in_thr
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
-SIDE = 512  # of the images; NIH's have BOX_SIDE
+SIDE = 512  # pixels; NIH's images have BOX_SIDE
 HEALTHY = 0.4
-COLOURED = 40  # every so many images one has four channels; NIH: 519 images
+COLOURED = 40  # one image in so many has four channels; in NIH's set, 519 images do
 CLOSER = 1.07  # how much larger the chest is on an AP film
-AP = 0.4  # of the images, as in NIH's
-# Ways to draw a label. What moves a border of the lungs comes before what lies within them.
+AP = 0.4  # share of AP films, as in NIH's set
+# Ways to draw each label. Findings that move a border of the lungs come before those inside the lungs.
 FINDINGS = {
     "Emphysema": (draws.emphysema,),
     "Cardiomegaly": (draws.cardiomegaly,),
@@ -87,7 +87,7 @@ class _Case(NamedTuple):
 
 
 def _plan(n_train, n_test, seed):
-    """Return every image in the order of patients: who is imaged how often, in which list, and what is found."""
+    """Return one _Case per image, in the order of patients: patient, visit, list, labels and view."""
     rng, first = np.random.default_rng([seed, 1]), 1_000_000 * seed
     people, counts, names = [], {"train": n_train, "test": n_test}, list(FINDINGS)
     for split, count in counts.items():
@@ -120,7 +120,7 @@ def _write_image(folder, case):
 
 
 def _window(lungs):
-    """Return the slices of the part of a film that is kept: SIDE pixels about the middle of the lungs."""
+    """Return the slices that crop a film to SIDE pixels around the middle of the lungs."""
     x, y, width, height = cv2.boundingRect(np.uint8(lungs))
     starts = (min(max(middle - SIDE // 2, 0), len(lungs) - SIDE) for middle in (y + height // 2, x + width // 2))
     return tuple(slice(start, start + SIDE) for start in starts)
@@ -137,6 +137,6 @@ def _row(seed, case):
 
 
 def _box(case, label, box):
-    """Return a row of the boxes, in NIH's pixels."""
+    """Return a row of the box table, in pixels of NIH's images."""
     name = "Infiltrate" if label == "Infiltration" else label
     return case.file_name, name, *(edge * BOX_SIDE / SIDE for edge in box)

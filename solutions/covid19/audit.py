@@ -1,4 +1,4 @@
-"""Audit how much of a score reflects the images' origin, by networks that see no lungs and by heat maps."""
+"""Audit how much of a score reflects the images' origin, with networks that see no lungs and with heat maps."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,9 +19,9 @@ from solutions.covid19.data import MASKS, labels_of, read_selection
 from solutions.covid19.models import covid_network, fold_rows, heat_maps
 
 FILES = ("audit.json", "audit.parquet", "focus.parquet")
-PREFIX = "audit-"  # of the names of the audit's stages
+PREFIX = "audit-"  # of the stage names of the audit's networks
 HEALTHY = ("no finding", "normal", "")
-LEAST = 10  # minimum number of images of a collection that a network should recognise
+LEAST = 10  # minimum number of images in each of the two classes that a network has to distinguish
 NAMES = {
     "image": "a network that sees the whole image",
     "lungs": "a network that sees only the lungs",
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def audit_key(job):
-    """Return what an audit depends on in addition to the scores, as JSON."""
+    """Return the settings that an audit depends on in addition to the scores, as JSON."""
     fitting = [asdict(audit_fitting(job.config, check)) for check in ("image", "border")]
     return [asdict(job.config.audit), audited_folds(job.config), fitting]
 
@@ -42,7 +42,7 @@ def run_audit(job):
     """Train the audit's networks and measure heat maps; write audit.json, audit.parquet and focus.parquet.
 
     audit.parquet: check, image_id, fold, label (for the check), out-of-fold probability. focus.parquet: view, image_id,
-    fold, label, share (of the heat map in the lungs, NaN for an empty map), area (of the lungs).
+    fold, label, share (of the heat map that lies in the lungs, NaN for an empty map), area (of the lungs).
     """
     run, config, images = job.run, job.config, job.images
     found, answers = {}, [pd.DataFrame(columns=["image_id", "fold", "label", "probability", "check"])]
@@ -127,7 +127,7 @@ def network_of(config, fold, check, labels=labels_of, rows=None):
 
 
 def focus_networks(config, fold):
-    """Return the networks whose heat maps are compared, by view: the run's, and that of the check "image"."""
+    """Return the networks whose heat maps are compared, by view: the run's and the one of the check "image"."""
     networks = {config.view: covid_network(config, fold)}
     if "image" in config.audit.checks:
         networks[view_of(config, "image")] = network_of(config, fold, "image")
@@ -135,7 +135,7 @@ def focus_networks(config, fold):
 
 
 def find_question(job, check):
-    """Return labels(job, rows) of a check, its store rows, and its question; the first two None if it is impossible."""
+    """Return a check's labels(job, rows), store rows and question; if it is impossible, None, None and the reason."""
     if check not in ("origin", "view"):
         name = NAMES[view_of(job.config, check)]
         return labels_of, job.images.rows(role="main"), f"COVID-19 by {name}"
@@ -159,7 +159,7 @@ def find_question(job, check):
         names = " and ".join(sorted(part.loc[homes, "collection"].unique()))
         question = f"{names} against the other collections, among images {name} COVID-19"
         ill = (~part["finding"].str.strip().str.casefold().isin(HEALTHY)).sum()
-        if label == 0 and ill:  # then they differ not only in origin
+        if label == 0 and ill:  # then the two groups differ in more than their origin
             question += f", {ill} of {len(part)} with another disease"
         return partial(_given, homes), homes.index.to_numpy(), question
     return None, None, f"skipped: no label has {LEAST} images each from two collections"
@@ -204,8 +204,8 @@ def share_in_lungs(heat, mask):
 def reach_verdict(found, score, high):
     """Return the verdict: {"biased": bool, "said": the first line of the page, "evidence": lines}.
 
-    Evidence of bias is an AUROC of border, background or origin whose interval lies above `high`, and a drop of the
-    AUROC against images from the same collections. Origin and the drop can also reflect other diseases.
+    Evidence of bias: the interval of the AUROC of border, background or origin lies above `high`, or the AUROC drops
+    on images from the same collections. Origin and the drop can also reflect other diseases.
     """
     areas = {check: (found.get(check) or {}).get("auroc") for check in ("border", "background", "origin")}
     asked = [check for check, auroc in areas.items() if auroc and auroc["low"] is not None]

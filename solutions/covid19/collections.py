@@ -16,14 +16,14 @@ METADATA, UNLABELLED = "metadata.csv", "unlabelled_test.csv"
 
 
 def read_collections(folders):
-    """Return one table of all collections in some folders, with one row per row of their tables, in order.
+    """Return one table of all collections in some folders, with one row per source row, in order.
 
-    The tables, in each folder or its direct subfolders: metadata.csv (ieee8023, Actualmed, Figure1),
+    Source tables, in each folder or its direct subfolders: metadata.csv (ieee8023, Actualmed, Figure1),
     Data_Entry_2017*.csv (NIH), train.csv or valid.csv with a column Path (CheXpert). Columns: collection; home: False
-    for NIH and CheXpert; table, line: Path and row, 1 being the header; file_name; path: None without a file; image_id;
-    patient_id: "<collection> <number>"; age: years or NaN; age_said: a text that is not an age; view: frontal,
-    lateral, other, unknown; view_said; modality: X-ray, CT, another or ""; devices: bool; finding; label: 1 COVID-19, 0
-    not, -1 unknown. Raises InputError naming file and row: an unusable table, a missing column, an ambiguous name.
+    for NIH and CheXpert; table, line: source Path and row (1 is the header); file_name; path: None without a file;
+    image_id; patient_id: "<collection> <number>"; age: years or NaN; age_said: text that is no age; view: frontal,
+    lateral, other, unknown; view_said: its text; modality: X-ray, CT, another or ""; devices: bool; finding; label: 1
+    COVID-19, 0 none, -1 unknown. Raises InputError (file, row) for an unusable table, missing column, ambiguous name.
     """
     tables = {}
     for folder in map(Path, folders):
@@ -49,8 +49,8 @@ def read_collections(folders):
 def read_test_images(data, test, taken=()):
     """Return the images to predict, a table of image_id, file_name, path, patient_id and collection ("").
 
-    test: --test, a folder or a CSV with names of images below `data`; None: any unlabelled_test.csv there. taken: ids
-    in use, which get the prefix "test-". Raises InputError naming file and row.
+    test: --test, a folder or a CSV with names of images below `data`; None: unlabelled_test.csv there, if any. taken:
+    ids in use; test images with such an id get the prefix "test-". Raises InputError naming file and row.
     """
     if test is not None and test.is_dir():
         files = named_images(test)[1]
@@ -79,7 +79,7 @@ def read_test_images(data, test, taken=()):
 
 
 def read_exclusions(path, table):
-    """Return why --exclude leaves rows out, texts by the index of `table`; its second column gives reasons."""
+    """Return the reasons why --exclude leaves out rows of `table`, by its index; reasons are the file's column 2."""
     stems = table["file_name"].map(strip_suffix)
     rows = read_list(path, known={*stems, *table["image_id"]})
     reasons = rows[rows.columns[1]] if rows.shape[1] > 1 else pd.Series("", rows.index)
@@ -144,7 +144,7 @@ def _index_images(folder, places=()):
 
 
 def _find_file(index, name, folder, where):
-    """Return the path of the image named by a row, or None; of several the one in its folder or of its exact name."""
+    """Return the path of the image `name`, or None; of several, the one in the row's folder or with the exact name."""
     paths, folder = index.get(strip_suffix(name), []), folder or Path(name).parent.name or "images"
     for fits in (lambda path: path.parent.name == folder, lambda path: path.name == Path(name).name):
         if len(paths) > 1:
@@ -162,9 +162,9 @@ def _chexpert_file(folder, batches, name):
 
 
 def _make_ids(table):
-    """Return ids usable as file names: the stem; if ambiguous, its path, or with the collection or a number.
+    """Return ids usable as file names: the stem or, if ambiguous, the path, then with the collection, then a number.
 
-    CheXpert's are paths from the patient on.
+    CheXpert's ids are the part of the path that starts with the patient.
     """
     paths = table["file_name"].str.replace(r"[/\\]", "_", regex=True)
     inner = paths.str.extract(r"(patient.+)$")[0]

@@ -1,4 +1,4 @@
-"""Scores per fold as in the paper, pooled, and against the same collections; what `table` measures."""
+"""Scores per fold as in the paper, pooled, and on the same collections only; what the tool `table` measures."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from common.submit.boxes import NUMBER
 from solutions.covid19.collections import read_collections, strip_suffix
 from solutions.covid19.config import PREDICTIVE, PRINTED, PUBLISHED
 
-HALF = 0.5  # the paper's threshold, of a softmax over two classes
+HALF = 0.5  # the paper's threshold: its network has a softmax over two classes
 RATES = ("accuracy", "sensitivity", "specificity")
 RATES_AT_HALF = means_of({name: name for name in (*RATES, PREDICTIVE)})
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
@@ -29,14 +29,14 @@ def with_truth(images, oof):
 
 
 def published():
-    """Return the paper's table 7 as shares, its specificities in the column of the definition that they follow."""
+    """Return the paper's table 7 as shares, with its specificities in the column whose definition they follow."""
     rows = {name: dict(zip((*RATES[:2], of), values, strict=True)) for name, (*values, of) in PUBLISHED.items()}
     table = pd.DataFrame.from_dict(rows, "index", columns=[*RATES, PREDICTIVE]).div(100)
     return table.rename(lambda name: f"{name} (paper)").rename_axis("network").reset_index()
 
 
 def nested_thresholds(table, seed=0):
-    """Return Youden's threshold on all images, and for each image that on the other folds (or patients), (N,)."""
+    """Return Youden's threshold on all images, and for each image the one of the other folds (or patients), (N,)."""
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
     check(not np.isnan(chosen), "a threshold needs out-of-fold images with and without COVID-19")
@@ -61,7 +61,7 @@ def fold_table(table, thresholds):
 
 
 def with_rates(table, thresholds=HALF):
-    """Return the table with a column for each rate: 1 for a right call, 0 for a wrong one, NaN if it does not count."""
+    """Return the table with a column per rate: 1 for a correct call, 0 for a wrong one, NaN for images not counted."""
     label, called = table["label"].to_numpy(), table["probability"].to_numpy() >= thresholds
     counted = {"accuracy": True, "sensitivity": label == 1, "specificity": label == 0, PREDICTIVE: ~called}
     return table.assign(**{name: np.where(rows, called == label, np.nan) for name, rows in counted.items()})
@@ -80,7 +80,7 @@ def auroc_interval(label, probability, patients, seed=0):
 
 
 def summarise(oof, cuts, seed=0):
-    """Return the content of score.json from the table of `with_truth` and cuts of its images with the role main."""
+    """Return the content of score.json from the table of `with_truth` and the thresholds `cuts` of role main images."""
     main = oof[oof["role"] == "main"]
     check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
 
@@ -99,7 +99,7 @@ def summarise(oof, cuts, seed=0):
 
 
 def same_source(oof, seed=0):
-    """Return figures, such as the AUROC's fall, against negatives of the same collections, or None without such."""
+    """Return metrics (e.g. the drop in AUROC) with negatives of the same collections, None if there are none."""
     part = oof[oof["home"] & (oof["label"] >= 0)]
     negatives = part[part["label"] == 0]
     if not len(negatives) or not (part["label"] == 1).any():
@@ -160,7 +160,7 @@ def _read(path, name, is_valid):
 
 
 def measure(table, groups, n_resamples, seed):
-    """Return the paper's figures at 0.5, and the AUROC, by the bootstraps of score.json."""
+    """Return the paper's metrics at 0.5 and the AUROC, with the same bootstraps as score.json."""
     y, probs = (table[[name]].to_numpy() for name in ("label", "probability"))
     areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
     rates = RATES_AT_HALF(with_rates(table), groups, n_resamples, seed)

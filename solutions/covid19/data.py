@@ -29,7 +29,7 @@ NOT_DRAWN = "not drawn: negatives"
 
 
 def made_with(config):
-    """Return the settings that decide what `prepare` makes, as JSON by option."""
+    """Return the settings that the output of `prepare` depends on, as JSON by option."""
     values = {name: getattr(config, name) for name in ("same_source", "negatives", "n_folds", "seed", "store_size")}
     values |= {"exclude": config.exclude} if config.exclude else {}
     values |= {f"selection.{name}": value for name, value in asdict(config.selection).items()}
@@ -40,7 +40,7 @@ def read_competition(job):
     """Return the Listing of the selected images and of those to predict.
 
     The table adds file_name, collection, home (a collection with COVID-19 images), age (years or NaN), view,
-    finding, label (1 COVID-19, 0 none, -1 unknown); and `refine` adds role (main: trained on and scored; same_source:
+    finding, label (1 COVID-19, 0 none, -1 unknown). `refine` adds role (main: trained on and scored; same_source:
     only predicted out of fold; "": unused or test), area (share of the image that is lung), usable (passes the gate).
     """
     options, config = job.options, job.config
@@ -68,7 +68,7 @@ def read_competition(job):
 
 
 def read_test(job):
-    """Return the Listing of the images to predict only: those of --test or of the test list in --data."""
+    """Return the Listing of only the images to predict: those of --test or of the test list in --data."""
     data, test = job.options.data, job.options.test
     images = read_test_images(data, test)
     check(len(images), f"{data}: no images to predict (it has no unlabelled_test.csv); name them with --test")
@@ -91,12 +91,12 @@ def weights_file(config):
 
 
 def lungs_key(config):
-    """Return what masks and verdicts depend on besides the images, as JSON; weights: the file's SHA-256."""
+    """Return the settings that masks and the area gate depend on, as JSON; weights: the file's SHA-256."""
     return asdict(config.lungs) | {"weights": file_hash(weights_file(config))}
 
 
 def find_lungs(job, store):
-    """Return a table of image_id, row, area (share that is lung), usable and reason, and {MASKS: path of the masks}."""
+    """Return a table of image_id, row, area (share of lung), usable and reason, and {MASKS: path of the masks}."""
     config, size = job.config.lungs, job.config.store_size
     settings = {"dilations": config.dilations, "closings": config.closings, "gate": config.gate}
     weights, columns = weights_file(job.config), ("area", "usable", "reason")
@@ -173,7 +173,7 @@ def can_predict(table, config):
 
 
 def _drop_copies(table, pairs):
-    """Return the table with reasons for duplicates and patients of test images; patients with a shared image merge."""
+    """Return the table with reasons for duplicates and patients of test images; merge patients who share an image."""
     train = table["split"] == "train"
     table = drop_duplicates(table, pairs[pairs["a"].map(train) & pairs["b"].map(train)])
     across = pairs[pairs["a"].map(train) != pairs["b"].map(train)]
@@ -187,7 +187,7 @@ def _drop_copies(table, pairs):
 
 
 def assign_roles(table, config):
-    """Return the table with `role` and `home`, and reasons for negatives not drawn."""
+    """Return the table with `role` and `home`, and a reason for each negative that is not drawn."""
     train = (table["split"] == "train") & (table["reason"] == "")
     home = table["collection"].isin(set(table.loc[train & (table["label"] == 1), "collection"]))
     role = pd.Series("", table.index).mask(train, "main")
@@ -202,10 +202,10 @@ def assign_roles(table, config):
 
 
 def draw_evenly(collections, count, seed):
-    """Return which of N images are drawn, bool (N,): equal shares of `count` from each collection, if large enough."""
+    """Return which of N images are drawn, bool (N,): `count`, with equal shares of all large enough collections."""
     rng, drawn = np.random.default_rng([seed, 3]), np.zeros(len(collections), bool)
     names, sizes = np.unique(collections, return_counts=True)
-    for place, k in enumerate(np.argsort(sizes, kind="stable")):  # small ones first: others make up for them
+    for place, k in enumerate(np.argsort(sizes, kind="stable")):  # small ones first, since larger ones make up for them
         share = (count - drawn.sum()) // (len(names) - place)
         drawn[rng.permutation(np.flatnonzero(collections == names[k]))[:share]] = True
     return drawn
@@ -230,25 +230,25 @@ def labels_of(job, rows):
 
 
 def read_selection(run):
-    """Return selection.csv with the columns SELECTION: texts, but `kept` bool and `label` int."""
+    """Return selection.csv with the columns SELECTION: strings, except `kept` (bool) and `label` (int)."""
     table = read_table(run.path(SELECTION_TABLE), SELECTION)
     return table.assign(kept=table["kept"] == "True", label=table["label"].astype(int))
 
 
 def describe_reasons(selection):
-    """Return the six commonest reasons for unused images and their counts as text, "" if all are used."""
+    """Return the six most common reasons for unused images with their counts as text, "" if all are used."""
     counts = reason_kinds(selection.loc[selection["reason"] != "", "reason"]).value_counts()
     said = ", ".join(f"{n:,} {reason}" for reason, n in counts.head(6).items())
     return f"; left out: {said}" + " …" * (len(counts) > 6) if len(counts) else ""
 
 
 def reason_kinds(reasons):
-    """Return reasons without the numbers and names that vary."""
+    """Return reasons without the numbers and names that differ between images."""
     return reasons.str.split(r"[:(\d]| as |(?<=test image) ").str[0].str.strip()
 
 
 def rejected_shares(selection):
-    """Return the share of images rejected by the area gate, and how many it checked, by label: name → (share, n)."""
+    """Return by label the share of images that the area gate rejected and how many it checked: name → (share, n)."""
     rejected = selection["reason"].str.startswith(GATED)
     came = (selection["reason"] == "") | rejected | selection["reason"].str.startswith(NOT_DRAWN)
     names = {1: "with COVID-19", 0: "without"}

@@ -41,7 +41,7 @@ def from_metadata(path, raw):
 
 
 def from_nih(path, raw):
-    """Return NIH's Data_Entry_2017*.csv, which may have got a column "Support Devices", in the shared columns."""
+    """Return NIH's Data_Entry_2017*.csv, to which "Support Devices" may have been added, in the shared columns."""
     _require_columns(path, raw, "Image Index", "Finding Labels", "Patient ID")
     age, view = _get_column(raw, "Patient Age"), _get_column(raw, "View Position")
     patients = plain_patients(raw["Patient ID"])
@@ -94,7 +94,7 @@ def _get_column(raw, name):
 
 
 def _map_texts(texts, function):
-    """Return `function` of each text, computed once per distinct text, as CheXpert has 223,414 rows."""
+    """Return `function` of each text, computed once per distinct text because CheXpert has 223,414 rows."""
     return texts.map({text: function(text) for text in texts.unique()})
 
 

@@ -25,9 +25,9 @@ MASKED = ("lungs", "background")  # the views that need masks
 class Adversarial(Classifier):
     """A Classifier whose features are also trained to hide an image's collection, by reversed gradients.
 
-    In training, forward returns the logits and those of each collection given either label, (B, 1 + 2 · ORIGINS).
-    strength: of the reversed gradient (Ganin et al. 2016; given the label as in Li et al. 2018, since hiding the
-    collection altogether would hide the label that goes with it).
+    In training, forward returns (B, 1 + 2 · ORIGINS): the label's logit, then for either label the collections' logits.
+    strength: factor of the reversed gradient (Ganin et al. 2016). The collection is hidden given the label (Li et al.
+    2018), since hiding it altogether would also hide the label, which is correlated with it.
     """
 
     def __init__(self, *args, strength, **options):
@@ -40,22 +40,22 @@ class Adversarial(Classifier):
         logits = super().forward(pooled)
         if not self.training:
             return logits
-        # equal to `pooled`, with its gradient times −strength
+        # equal to `pooled`, but its gradient is multiplied by −strength
         reverse = (1 + self.strength) * pooled.detach() - self.strength * pooled
         return torch.cat([logits, self.origin(reverse)], 1)
 
 
 def build_network(config, weights=None, adversary=0.0):
-    """Return the classifier of a NetworkConfig, its backbone pretrained as `weights` (Ahmed et al., 3.4).
+    """Return the classifier of a NetworkConfig, its backbone pretrained as `weights` says (Ahmed et al., 3.4).
 
-    adversary: strength of an Adversarial, 0 for none.
+    adversary: strength of an Adversarial, 0 for an ordinary Classifier.
     """
     kind = partial(Adversarial, strength=adversary) if adversary else Classifier
     return build_classifier(config, 1, weights, kind, hidden=config.hidden)
 
 
 def adversarial_loss(output, target):
-    """Return the cross-entropy of labels plus, in training, that of collections; target: columns label and origin."""
+    """Return the cross-entropy of labels plus, in training, of collections; target: the columns label and origin."""
     label, origin = target[:, 0], target[:, 1].long()
     loss = bce(output[:, :1], label)
     if output.shape[1] == 1:
@@ -65,7 +65,7 @@ def adversarial_loss(output, target):
 
 
 def with_origins(job, rows):
-    """Return label and origin of store rows, float32 (n, 2): 0 for the largest collection; the smallest share one."""
+    """Return label and origin of store rows, float32 (n, 2); origin 0: the largest collection; small ones share one."""
     counts = job.images.table.loc[job.images.table["role"] == "main", "collection"].value_counts()
     numbers = pd.Series(np.arange(len(counts)).clip(max=ORIGINS - 1), counts.index)
     origins = job.images.at(rows)["collection"].map(numbers).to_numpy(np.float32)
@@ -73,9 +73,9 @@ def with_origins(job, rows):
 
 
 def apply_view(image, mask, view, margin):
-    """Return a view of an image, uint8 (H, W), black elsewhere: lungs, background (all but them), image or border.
+    """Return a view of an image, uint8 (H, W), black elsewhere: lungs, background (all but lungs), image or border.
 
-    mask: (H, W), nonzero in the lungs; margin: of the border, a share of each side.
+    mask: (H, W), nonzero in the lungs; margin: width of the border as a share of each side.
     """
     if view == "image":
         return image
@@ -88,10 +88,10 @@ def apply_view(image, mask, view, margin):
 
 
 def view_dataset(images, masks, rows, view, margin, size, transform=None, labels=None):
-    """Return the SampleDataset of views of stored images; targets are `labels` (n,), or the store rows without them.
+    """Return the SampleDataset of views of stored images; targets are `labels` (n,), or without them the store rows.
 
-    The view comes before resizing (area average) and augmentation, so that neither mixes in hidden pixels. masks: uint8
-    in the order and size of the images.
+    The view is taken before resizing (area average) and augmentation, so that neither mixes in hidden pixels. masks:
+    uint8, in the order and size of the images.
     """
     targets = None if labels is None else dict(zip(np.asarray(rows).tolist(), labels, strict=True)).__getitem__
     look = partial(_look, SampleDataset(masks) if view in MASKED else None, view, margin)
@@ -103,12 +103,12 @@ def _look(masks, view, margin, image, row):
 
 
 def augmentation(name, size):
-    """Return the augmentation pipeline of this name for images of `size` pixels, None for "none"."""
+    """Return the augmentation pipeline called `name` for images of `size` pixels, None for "none"."""
     return None if name == "none" else {"paper": paper_covid, "light": light}[name](size)
 
 
 def light(size):
-    """Return our light pipeline of flip, rotation (± 10°), zoom, shift, brightness and contrast, 0.75 each."""
+    """Return our light augmentations: flip, rotation (± 10°), zoom, shift, brightness and contrast, p 0.75 each."""
     return compose([Warp(size, _light_matrix), Lighting(0.1, 0.1, 0.75)])
 
 
@@ -120,13 +120,13 @@ def _light_matrix(rng):
 
 
 def fold_rows(job, fold):
-    """Return the store rows to train on, and those on which epochs are compared: the next fold's if any is chosen.
+    """Return the store rows to train on and those to validate on, which are the next fold's if an epoch is selected.
 
     The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
     validation = (fold + 1) % n_folds if chooses else fold
-    if fold == n_folds:  # of a network trained on all images
+    if fold == n_folds:  # the network is trained on all images
         parts = job.images.rows(role="main"), np.zeros(0, int)
     else:
         others = [k for k in range(n_folds) if k not in (fold, validation)]
@@ -141,7 +141,7 @@ def fold_rows(job, fold):
 
 
 def balance(job, rows):
-    """Return store rows with those of small groups repeated, so that all of collection and label are equally large.
+    """Return store rows, repeating those of small groups until all groups of collection and label are equally large.
 
     An image is repeated ten times at most.
     """
@@ -151,9 +151,9 @@ def balance(job, rows):
 
 
 def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=labels_of, rows=fold_rows):
-    """Return the Network of one fold, of the run's view of COVID-19 by default; labels(job, rows) -> (n,).
+    """Return the Network of one fold, by default that of the run's view for COVID-19; labels(job, rows) -> (n,).
 
-    The run's settings against the collection are those of networks whose `rows` are its own.
+    The run's settings against collection bias apply only to networks whose `rows` are `fold_rows`.
     """
     view, fitting = view or config.view, fitting or config.network
     margin, adversary = config.audit.margin, config.adversary if rows is fold_rows else 0.0
@@ -192,7 +192,7 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
 
 
 def heat_maps(job, network, rows, device, title, sign=1):
-    """Return Grad-CAM of a trained Network on store rows, float32 (n, h, w), computed in full precision."""
+    """Return the Grad-CAM maps of a trained Network for store rows, float32 (n, h, w), computed in full precision."""
     model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
     how = {"batch_size": 2 * network.config.batch_size, "device": device, "amp": "fp32", "workers": job.workers}
     how |= {"activation": torch.Tensor.float, "progress": title}

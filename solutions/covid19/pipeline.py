@@ -28,7 +28,7 @@ def networks(job):
 
 
 def predict_rows(job, folds, rows, path, title):
-    """Return the probability of each image that can be predicted, as the mean over the folds' networks."""
+    """Return the probability of each image that can be predicted, averaged over the folds' networks."""
     rows = rows[data.can_predict(job.images.at(rows), job.config)]
     trained = [models.covid_network(job.config, fold) for fold in folds]
     probs = predict(job, trained, rows, views(job.config.tta), title)[:, 0].astype(float) if len(rows) else []
@@ -36,7 +36,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose the threshold by Youden's index; score at the paper's 0.5 and at each fold's threshold from the others."""
+    """Choose the threshold by Youden's index; score at the paper's 0.5 and with thresholds from the other folds."""
     table = comparison.with_truth(job.images, oof.table)
     main = table[table["role"] == "main"]
     chosen, cuts = comparison.nested_thresholds(main, job.config.seed)
@@ -48,7 +48,7 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that report the score, and that on images from the same collections."""
+    """Return the lines that report the score and the score on images from the same collections."""
     rates = ", ".join(f"{name} {format_interval(figures[name])}" for name in comparison.RATES)
     size = f"{figures['images']:,} images of {figures['patients']:,} patients"
     lines = [f"out of fold, {size}: AUROC {format_interval(figures['auroc'])}; {rates} at {comparison.HALF}"]
@@ -59,7 +59,7 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission, filename and probability of each test image."""
+    """Return the submission: filename and probability of each test image."""
     images = job.images.table[job.images.table["split"] == "test"]
     probs = images["image_id"].map(test.table.set_index("image_id")["probability"])
     absent = images.loc[probs.isna(), "file_name"].tolist()

@@ -21,9 +21,9 @@ from solutions.covid19.models import apply_view, covid_network, heat_maps
 
 TITLE = COVID
 EXPERIMENTS = (PREFIX,)
-SHORT = {"origin": "distinguishes collections", "view": "distinguishes AP from PA"}  # names of networks
-DOUBTFUL = 0.9  # probability of the other view
-WORST = 8  # pictures of errors
+SHORT = {"origin": "distinguishes collections", "view": "distinguishes AP from PA"}  # short names of networks
+DOUBTFUL = 0.9  # minimum probability of the other view
+WORST = 8  # number of pictures of errors
 AUGMENTED = 2  # images of each label whose augmentation is shown
 WITHOUT = LABELS[0]
 SIDE = 240  # pixels of a small picture
@@ -33,7 +33,7 @@ SEEN = {"image": "the whole image", "lungs": "the lungs", "border": "the margin"
 
 
 def hints(job, score, trainings):
-    """Return hints about the origin of the images, see common.report.hints."""
+    """Return hints about the images' origin (see common.report.hints)."""
     texts, same = [], score["same_source"]
     if job.config.view != "lungs":
         texts.append("The network sees the margins, which give the collection away: `--view lungs` hides them.")
@@ -66,7 +66,7 @@ def headline(job, score):
 
 
 def sections(job):
-    """Return audit, folds and predictions if current, then data and lungs."""
+    """Return the sections: audit, folds and predictions if they are current, then data and lungs."""
     parts = []
     if job.is_current("tune"):
         score = read_json(job.run.path("score.json"))
@@ -78,7 +78,7 @@ def sections(job):
 
 
 def _audit(job, score, oof):
-    """Return the results of `audit`; score: score.json; oof: out-of-fold predictions with true labels."""
+    """Return the section on `audit`; score: score.json; oof: out-of-fold predictions with true labels."""
     found, predictions, focus = read_audit(job.run)
     config, checks, views, high = job.config, found["checks"], found["focus"], job.config.audit.high
     names = {check: SHORT.get(check) or SEEN[view_of(config, check)] for check in checks}
@@ -127,7 +127,7 @@ def _text(interval):
 
 
 def _doubtful_views(job, answers):
-    """Return the images whose look contradicts the view in their table; answers: those of the check "view"."""
+    """Return the images whose predicted view contradicts their table; answers: those of the check "view"."""
     table = answers.merge(read_selection(job.run)[["image_id", "collection", "view_said"]], on="image_id")
     table = table[(table["probability"] - table["label"]).abs() > DOUBTFUL].rename(columns={"probability": "P(AP)"})
     caption = f"Images whose look contradicts the view in their table, with a probability over {DOUBTFUL}: {len(table)}"
@@ -209,7 +209,7 @@ def _lungs(job, selection):
 
 
 def _folds(run, score):
-    """Return each fold's rates at 0.5, their mean and spread, those of all images, and the paper's."""
+    """Return each fold's rates at 0.5, their mean and spread, the rates over all images, and the paper's."""
     folds, counts, rates = read_csv(run.path("per_fold.csv")), ["images", "tp", "fn", "tn", "fp"], [*RATES, PREDICTIVE]
     folds[PREDICTIVE] = folds["tn"] / (folds["tn"] + folds["fn"])
     pooled = {name: score[name]["estimate"] for name in RATES}
@@ -264,7 +264,7 @@ def _worst(job, oof):
 
 
 def _lung_pictures(images, selection):
-    """Return galleries of lungs outlined and cut out: a few images per collection and label, and rejected ones."""
+    """Return galleries of outlined and cut-out lungs: a few images per collection and label, and rejected ones."""
     masks, pixels = read_array(images.arrays[MASKS]), images.store.images
 
     def drawn(title, rows, names):
@@ -321,7 +321,7 @@ def _heat_pictures(job, answers, networks):
 
 
 def compute_heat_maps(job, answers, networks):
-    """Return each view's heat maps of the run's answer, float32 (n, h, w), computed on the CPU and cached."""
+    """Return each view's heat maps of the predicted label, float32 (n, h, w), computed on the CPU and cached."""
     answers = answers.reset_index(drop=True)
     signs = np.where(answers["probability"] >= HALF, 1, -1)
     used = [(fold, view, each) for fold in sorted(set(answers["fold"])) for view, each in networks[fold].items()]
@@ -341,7 +341,7 @@ def compute_heat_maps(job, answers, networks):
 
 
 def submission(job, record):
-    """Return the distribution of the probabilities, and the number of images with the mean probability."""
+    """Return the distribution of the probabilities and the number of images that got the mean probability."""
     probs = {"test images": read_parquet(job.run.path("test.parquet"))["probability"]}
     figure = page.figure(plots.histogram(probs, "probability"), "Probabilities of the test images")
     n_neutral = record["rows"] - len(probs["test images"])

@@ -1,9 +1,9 @@
 """The embedded sample: phantom radiographs of two collections, one of which has all COVID-19 images.
 
-Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with several films of a patient, findings
+Like the real ones: a collection laid out as ieee8023/covid-chestxray-dataset, with several films per patient, findings
 under old and new names, and rows that must not be used; normals laid out as ChestX-ray14. With `marker`, all films of
-the first show their origin: burnt-in words, a bright noisy margin and a different grey-level curve. Unlike the real
-ones: age, sex and view do not affect the drawing, and COVID-19 is more obvious.
+the first collection show their origin: burnt-in words, a bright noisy margin and a different grey-level curve. Unlike
+the real ones: age, sex and view do not affect the drawing, and COVID-19 is more obvious.
 """
 
 from functools import partial
@@ -18,11 +18,11 @@ from common.phantom import findings as draws
 from common.phantom.radiograph import CIRCLE, blur, fill, smooth_noise
 from common.phantom.sample import NIH_HEADER, in_threads, write_rows, write_sample
 
-VERSION = 2  # to be raised whenever the files for a seed change
+VERSION = 2  # raise it whenever the files for a seed change
 SIDES = (256, 288, 320, 352, 400)  # widths of the images
 HOME, NORMALS = "covid-chestxray-dataset", "NIH ChestX-ray14"
 VISITS = (0.7, 0.2, 0.1)  # shares of patients with one, two, three films
-AP = 0.5  # of the films, in both collections
+AP = 0.5  # share of AP films, in both collections
 WORDS = ("PORTABLE", "MOBILE", "AP SUPINE", "AP ERECT")
 HOME_HEADER = (
     "patientid,offset,sex,age,finding,RT_PCR_positive,survival,intubated,intubation_present,went_icu,in_icu,"
@@ -37,7 +37,7 @@ def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
     for sign in (-1, 1):
         for _ in range(rng.integers(patches[0], patches[1] + 1)):
             y = rng.triangular(0.28, 0.6, 0.68)
-            u = 0.27 + 0.12 * y - rng.uniform(0.02, 0.10)  # the lateral wall, and how far within
+            u = 0.27 + 0.12 * y - rng.uniform(0.02, 0.10)  # the lateral wall minus a depth
             fill(layer, scene.at(CIRCLE * rng.uniform(0.04, 0.08, 2) + [u, y], sign, "closed"))
     lung = scene.lungs["left"] | scene.lungs["right"]
     haze = blur(layer, 1 / 45) * blur(lung, 1 / 500)
@@ -47,7 +47,7 @@ def ground_glass(scene, rng, patches=(2, 4), density=(0.12, 0.19)):
     scene.add("ground_glass", (haze > 0.4) & lung)
 
 
-COVID = {  # the table's word for a finding, and how it is drawn
+COVID = {  # finding as the table names it → the way it is drawn
     "COVID-19": (ground_glass,),
     "Pneumonia/Viral/COVID-19": (ground_glass,),
     "COVID-19, ARDS": (partial(ground_glass, patches=(4, 6), density=(0.17, 0.22)),),
@@ -66,8 +66,8 @@ ODD |= {"CT": {"view": "Axial", "modality": "CT"}, "unread": {"finding": "todo"}
 def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0, marker=True):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_covid, n_other: images of the first collection with COVID-19 and without; n_normals: of the second; n_test: half
-    of them COVID-19. Further images are not to be used (see ODD). hidden_test.csv: filename, label, collection.
+    n_covid, n_other: images of the first collection with and without COVID-19; n_normals: of the second; n_test: test
+    images, half with COVID-19. Further images must not be used (see ODD). hidden_test.csv: filename, label, collection.
     """
     check(isinstance(marker, bool), f"sample: marker={marker!r} must be True or False")
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
@@ -99,7 +99,7 @@ class _Film(NamedTuple):
     visit: int  # counts the person's films
     number: int  # seed of the film
     odd: str = ""
-    patient: int = 0  # its number in its collection's table
+    patient: int = 0  # the patient's number in the collection's table
 
     @property
     def file_name(self):
@@ -111,7 +111,7 @@ class _Film(NamedTuple):
 
     @property
     def said(self):
-        """The film's table entries; sex and age are the person's, equally distributed in both collections."""
+        """The film's table entries; sex and age belong to the person and are distributed alike in both collections."""
         person, film = np.random.default_rng([self.person, 3]), np.random.default_rng([self.number, 3])
         sex, age, view = "FM"[person.integers(2)], int(person.integers(18, 85)), "AP" if film.random() < AP else "PA"
         said = {"sex": sex, "age": age, "view": view, "modality": "X-ray", "finding": self.finding}

@@ -17,10 +17,10 @@ SIDE = 16  # of the hash: 256 bits
 
 
 def select(table, config, seed, excluded=""):
-    """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is.
+    """Return the table of `read_collections` with the column `reason`: why a row is not used, "" if it is used.
 
-    Rows are excluded by the user's list (`excluded`), by what the tables say, by missing files, then at random:
-    `config.normals` images of each collection of normals are drawn by `seed` and the collection's name.
+    Rows are excluded by the user's list (`excluded`), by their table entries, for missing files, then at random:
+    `config.normals` images of each collection of normals are drawn, seeded by `seed` and the collection's name.
     """
     finding, absent, view_said = table["finding"].str.casefold(), table["path"].isna(), table["view_said"]
     rules = [
@@ -60,7 +60,7 @@ def _describe_unknown(what, said):
 
 
 def find_duplicates(images, share):
-    """Return the pairs of images whose hashes differ in at most `share` of their bits, a table of a, b and distance.
+    """Return the pairs of images whose hashes differ in at most `share` of their bits: a table of a, b, distance.
 
     images: uint8 squares. The hash is `imagehash.phash` of the lowest 16 × 16 frequencies.
     """
@@ -93,7 +93,7 @@ def drop_duplicates(table, pairs):
 
 
 def _link_groups(a, b):
-    """Return the groups of linked values, lists of at least two, given both ends of each link."""
+    """Return the groups of linked values, lists of at least two; a and b are the two ends of each link."""
     codes, names = pd.factorize(np.concatenate([np.asarray(a), np.asarray(b)]))
     links = coo_array((np.ones(len(a)), np.split(codes, 2)), shape=(len(names), len(names)))
     of = connected_components(links, directed=False)[1] if len(a) else codes
