@@ -1,4 +1,4 @@
-"""Lung segmentation: a recipe, and its trained network for other solutions to use.
+"""Lung segmentation: a recipe, and a trained network that other solutions use.
 
     from solutions.lung_segmentation import load_segmenter, lung_boxes
     boxes = lung_boxes(load_segmenter().masks(images))

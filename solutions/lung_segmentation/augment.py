@@ -15,7 +15,7 @@ unet = paper_covid  # Ahmed et al. use one pipeline for segmentation and classif
 
 
 class Objects(A.ImageOnlyTransform):
-    """Draw a number of letters, patches (a third black), wires and electrodes, as on radiographs or patients."""
+    """Draw `count` (min, max) letters, patches (a third of them black), wires or electrodes, as seen on radiographs."""
 
     words = ("L", "R", "AP", "PA", "L PA", "AP SUPINE", "PORTABLE", "UPRIGHT", "12:40", "SEMI-ERECT")
 
@@ -36,7 +36,7 @@ class Objects(A.ImageOnlyTransform):
             at = (rng.random(2) * extent).astype(int)
             thick = max(1, round(rng.uniform(0.003, 0.01) * side))
             if kind == 0:
-                scale = rng.uniform(0.025, 0.08) * side / 22  # a capital of OpenCV's font is 22 pixels high
+                scale = rng.uniform(0.025, 0.08) * side / 22  # capital letters of OpenCV's font are 22 pixels high
                 word = self.words[rng.integers(len(self.words))]
                 font, light_grey = cv2.FONT_HERSHEY_SIMPLEX, 255 - level // 4
                 cv2.putText(light, word, at.tolist(), font, scale, light_grey, thick, cv2.LINE_AA)
@@ -54,7 +54,7 @@ class Objects(A.ImageOnlyTransform):
 
 
 class Mirror(A.HorizontalFlip):
-    """Exchange left and right, and with them the first two of several masks: the left lung is the one on the right."""
+    """Mirror image and masks and swap the first two of several masks, since left and right lung change sides."""
 
     def apply_to_mask(self, mask, **params):
         mask = super().apply_to_mask(mask, **params)
@@ -62,7 +62,7 @@ class Mirror(A.HorizontalFlip):
 
 
 class Consolidation(A.ImageOnlyTransform):
-    """Make one lung or both opaque, wholly, below a sloping line or in a blob, without changing the masks."""
+    """Make one or both lungs opaque (entirely, below a sloping line or in a blob) without changing the masks."""
 
     @property
     def targets_as_params(self):
@@ -116,7 +116,7 @@ def simple(size, flip=True, then=(), rotate=10.0, zoom=1.1, warp=0.2, lighting=0
     """Return Berger et al.'s simple pipeline: flip, crop with zoom, pad, rotation, warp, brightness and contrast.
 
     The paper gives no numbers. Its range test and two phases suggest fastai, so numbers, formulas and the reflected
-    border are the defaults of fastai's `aug_transforms`; pad, the share of the side, has none there: 0.05 is ours.
+    border are the defaults of fastai's `aug_transforms`. pad, a share of the side, has no default there; 0.05 is ours.
     """
     draw = partial(_simple_matrix, p=p, rotate=rotate, zoom=zoom, warp=warp, pad=pad)
     moved = [*[Mirror(p=0.5)] * flip, Warp(size, draw, cv2.BORDER_REFLECT_101), Lighting(lighting, lighting, p)]
@@ -129,7 +129,7 @@ def complex_(size, flip=True, diffused=0.5, block=0.25, gray=217, **numbers):
 
 
 def affine(size, rotate=10.0, shift=0.1, zoom=0.2):
-    """Return Liu et al.'s affine pipeline with the numbers of imlab-uiip/lung-segmentation-2d: turn, shift and zoom."""
+    """Return Liu et al.'s affine pipeline (rotation, shift, zoom) with imlab-uiip/lung-segmentation-2d's numbers."""
     return compose([Warp(size, partial(_affine_matrix, rotate=rotate, shift=shift, zoom=zoom), cv2.BORDER_REPLICATE)])
 
 
@@ -140,7 +140,7 @@ def _affine_matrix(random, rotate, shift, zoom):
 
 
 def strong(size, flip=True):
-    """Return our own pipeline for images of other hospitals and devices."""
+    """Return our own strong pipeline, for networks that must work on images of other hospitals and devices."""
     soft = size / 256
     edges = A.Sequential(
         [A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")], p=0.15
@@ -184,7 +184,7 @@ def _strong_matrix(random):
 
 
 def pipeline(name, size, flip):
-    """Return the pipeline of this name, None for "none"; flip: whether left and right may be exchanged."""
+    """Return the pipeline called `name`, None for "none"; flip: whether images may be mirrored."""
     flips = {"flip": flip} if name in ("simple", "complex", "strong") else {}
     makers = {"unet": unet, "affine": affine, "simple": simple, "complex": complex_, "strong": strong}
     return None if name == "none" else makers[name](size, **flips)

@@ -1,4 +1,4 @@
-"""What `table` and `score_predictions` measure: Dice and IoU, of masks in files or tables."""
+"""What the tools `table` and `score_predictions` measure: Dice and IoU of masks in files or tables."""
 
 from functools import partial
 
@@ -16,16 +16,16 @@ from solutions.lung_segmentation.pairs import MASKS, bare_stem, find_pairs, fit_
 
 
 def results(job, split):
-    """Return the nested Dice and IoU of each out-of-fold image."""
+    """Return each out-of-fold image's Dice and IoU, by a rule chosen on the other folds."""
     table = read_parquet(job.run.path("oof_dice.parquet"))
     return {"": table.assign(truth=table["area"])}
 
 
 def read_masks(path):
-    """Return by image a function that reads its lung mask, bool (H, W), in the column `read`, and known patients.
+    """Return a table by image: `read`, a function that returns the lung mask, bool (H, W), and patient_id if known.
 
     path: a CSV with image_id, width, height and rle (absolute run-lengths); a folder of a known collection; or a folder
-    of mask files, named after their images, of which equal names in several subfolders (left and right) are united.
+    of mask files named after their images. Masks of the same name in several subfolders (left and right) are united.
     """
     if not path.is_dir():
         table, readers = read_table(path, COLUMNS, exact=False), {}

@@ -30,7 +30,7 @@ COLUMNS = ["image_id", "width", "height", "rle"]
 
 
 def read_competition(job):
-    """Return the Listing of the images with masks, and of the images to predict: those without, or those of --test.
+    """Return the Listing of the images with masks and of those to predict: the ones of --test or without a mask.
 
     The table adds dataset, masks (JSON: the files of each channel) and area (share of the image that is lung).
     """
@@ -58,12 +58,12 @@ def read_competition(job):
     if options.id_map:
         train["patient_id"] = read_patients(options.id_map, list(files))
     table, files = pd.concat([train, _test_table(tests)], ignore_index=True), files | tests
-    # placeholders, since `keep_usable` leaves out unreadable images of both splits
+    # unreadable images become placeholders, since `keep_usable` then leaves them out of both splits
     return Listing(folder, table, files, pd.DataFrame(), left_out=tuple(left_out), placeholders=frozenset(files))
 
 
 def read_test(job):
-    """Return the Listing of the images to predict only: those of --test, or those in the folder without a mask."""
+    """Return the Listing of only the images to predict: those of --test, or those in the folder without a mask."""
     test, folder = job.options.test, job.options.data or KAGGLE_INPUT
     alone = test is not None and test.is_dir()
     folder, pairs = (test, []) if alone else (folder, find_pairs(folder))
@@ -73,7 +73,7 @@ def read_test(job):
 
 
 def _find_tests(test, pairs, labelled):
-    """Return the files of the images to predict by id, in order: those without a mask, or those of --test."""
+    """Return the files of the images to predict by id, in order: those of --test, or those without a mask."""
     if test is None:
         unlabelled = {pair.image_id: pair.image for pair in pairs if not pair.masks}
         if unlabelled:
@@ -97,7 +97,7 @@ def _test_table(tests):
 
 
 def keep_usable(job, listing, store):
-    """Return the listing of the usable images with the array of their masks; the others are listed as left out.
+    """Return the Listing of the usable images with the array of their masks; other images are listed as left out.
 
     Writes masks.npy, uint8 (rows of the store, C, S, S) of 0 and 1 (or UNKNOWN), beside the store.
     """
@@ -141,7 +141,7 @@ def check_test(job, listing, store):
 
 
 def _mark_unusable(listing, store):
-    """Return the table with ok False for colour pictures and masks too, and the rows of left_out.csv."""
+    """Return the table, with ok set to False for colour pictures and masks, and the rows of left_out.csv."""
     colour = (store.table["colour"] > COLOUR_LIMIT).to_numpy()
     masks = np.array([_is_mask(image) for image in store.images])
     table = listing.table
@@ -156,7 +156,7 @@ def _mark_unusable(listing, store):
 
 
 def _is_mask(image):
-    """Return whether an image has two grey levels, apart from the edges that shrinking has blurred."""
+    """Return whether an image has only two grey levels, apart from edges that were blurred by downscaling."""
     low, high = image.min(), image.max()
     return bool(low < high and np.count_nonzero((image > low) & (image < high)) < 0.05 * image.size)
 
@@ -166,7 +166,7 @@ def _sample(table):
 
 
 def _prepare_masks(store, train, config):
-    """Return the folder beside the store with masks.npy and masks.parquet; they are written unless current."""
+    """Return the folder beside the store that holds masks.npy and masks.parquet; write them unless they are current."""
     stamps = [[(p, time_stamp(p)) for c in json.loads(masks) for p in c] for masks in train["masks"]]
     key = digest(config.structures, train[["row", "width", "height"]].to_numpy().tolist(), stamps)
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
@@ -189,7 +189,7 @@ def _prepare_masks(store, train, config):
 
 
 def _small_masks(row, shape):
-    """Return the masks of a table row, uint8 of `shape`, 0 if there are none, and a row of masks.parquet."""
+    """Return the masks of a table row, uint8 of `shape` (zeros if there are none), and its row of masks.parquet."""
     if row is None:
         return np.zeros(shape, np.uint8), None, 0.0, False, 0, ""
     try:
@@ -210,7 +210,7 @@ def _read_masks(row):
 
 
 def split_rows(job, fold):
-    """Return the store rows to train on and those to compare epochs on, both without the held-out `fold`.
+    """Return the store rows to train on and those to validate on, both without the held-out `fold`.
 
     The two sets share no patient and have the same proportions of datasets.
     """

@@ -23,13 +23,13 @@ SCRATCH = "experiments"  # folder in the run for temporary probabilities
 RULE = MaskRule()
 # Berger et al., table 2, in percent: dice, precision, recall, accuracy
 PUBLISHED = {"simple": (97.9, 97.0, 97.0, 98.4), "complex": (96.2, 96.7, 95.6, 98.0)}
-# SGD takes steps of the gradient's size, Adam of the rate's, so that the same rate would not be comparable.
-SGD_RATE = 100  # times Adam's
+# SGD's steps scale with the gradient, Adam's with the learning rate alone, so equal rates would not be comparable.
+SGD_RATE = 100  # times Adam's rate
 METRICS = ("dice", "precision", "recall", "accuracy")
 
 
 def experiment_key(job):
-    """Return what the results of `ablate` and `cross` depend on."""
+    """Return the settings and inputs that the results of `ablate` and `cross` depend on."""
     config = job.config
     return [job.images.key, to_dict(config.network), config.folds, config.validation, config.tta, config.seed]
 
@@ -37,8 +37,8 @@ def experiment_key(job):
 def run_ablation(job):
     """Train with simple and with complex augmentation, and with SGD; score on the held-out folds: ablation.csv.
 
-    Columns: augmentation; dice, precision, recall and accuracy with _low and _high, as means over images and over the
-    pooled pixels (_pooled); dice_change and p, against simple, paired; paper_<metric>. All at the probability 0.5.
+    Columns: augmentation; dice, precision, recall and accuracy with _low and _high, as means over images and over
+    pooled pixels (_pooled); dice_change and p, paired against simple; paper_<metric>. All at a threshold of 0.5.
     """
     config, images, table, simple = job.config, job.images, [], None
     about = images.at(np.concatenate([images.rows(folds=[fold]) for fold in config.folds]))
@@ -61,10 +61,10 @@ def run_ablation(job):
 
 
 def run_cross(job):
-    """Train on each dataset alone and score on all of them; writes cross.csv.
+    """Train on each dataset alone and on all together, score each network on every dataset, and write cross.csv.
 
-    Columns: trained, tested, images, dice and iou, each also pooled, with low and high, and trained_on, a number of
-    images. A network is scored on its own dataset's held-out images, and on all of the others'.
+    Columns: trained, tested, images; dice and iou, each also pooled, with _low and _high; trained_on (number of
+    images). A network is scored on the held-out images of a dataset it was trained on, and on all images of another.
     """
     images, table, every = job.images, [], job.images.rows()
     names = sorted(images.at(every)["dataset"].unique())
@@ -97,7 +97,7 @@ def run_cross(job):
 
 
 def _areas(job, network, rows, title):
-    """Return the pixel counts (N, S, 4) of a network on store rows at the probability 0.5; trains it if necessary."""
+    """Return a network's pixel counts (N, S, 4) for store rows at a threshold of 0.5; train it if necessary."""
     train(job, network)
     seen = views(job.config.tta, job.config.structures != "lungs")
     probs = predict(job, [network], rows, seen, title, job.run.path(SCRATCH, "probs.b2nd"))
@@ -105,7 +105,7 @@ def _areas(job, network, rows, title):
 
 
 def _row(about, areas, structures, metrics):
-    """Return the figures of images as a flat dict, and the Dice of each image, (N,)."""
+    """Return the metrics of images as a flat dict, and each image's Dice, (N,)."""
     (found, scored), row = figures(about, areas, structures), {"images": len(about)}
     for name in [f"{metric}{form}" for metric in metrics for form in ("", "_pooled")]:
         estimate, low, high = found[name].values()
@@ -124,7 +124,7 @@ def _finish(job, name, rows):
 def export_segmenter(job):
     """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score.
 
-    Those of further folds are lungs_fold<k>.safetensors.
+    Networks of further folds are written to lungs_fold<k>.safetensors.
     """
     run, config = job.run, job.config
     rule, score, (first, *more) = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)

@@ -1,4 +1,4 @@
-"""Networks, among them the U-Nets of fastai, of Ahmed et al. and of imlab-uiip (Liu et al.); losses and figures."""
+"""Networks, including the U-Nets of fastai, Ahmed et al. and imlab-uiip (Liu et al.); losses and metrics."""
 
 import itertools
 from functools import partial
@@ -31,7 +31,7 @@ def _initialise(network, draw):
 
 
 class DynamicUnet(nn.Module):
-    """fastai 2's U-Net over a pretrained encoder, its input joined before the last layers; sides multiples of 32."""
+    """fastai 2's U-Net over a pretrained encoder; the last layers also get the input image; sides: multiples of 32."""
 
     def __init__(self, encoder, encoder_weights, classes):
         super().__init__()
@@ -49,7 +49,7 @@ class DynamicUnet(nn.Module):
         self.residual = _convolutions(width, width, width)[:-1]
         self.last = nn.Conv2d(width, classes, 1)
         for part in (self.middle, self.join, self.residual):
-            _initialise(part, nn.init.kaiming_normal_)  # without norms, torch's own would let the signal fade
+            _initialise(part, nn.init.kaiming_normal_)  # without norms, torch's default would let the signal fade
 
     def forward(self, x):
         image, *skips, x = self.encoder(x)
@@ -61,7 +61,7 @@ class DynamicUnet(nn.Module):
 
 
 def _pixel_shuffle(a, b):
-    """Return layers that double the side, initialised so that the four new pixels are equal (Aitken et al. 2017)."""
+    """Return layers that double the side, initialised to make the four new pixels equal (Aitken et al. 2017)."""
     convolution = nn.Conv2d(a, 4 * b, 1)
     _initialise(convolution, nn.init.kaiming_normal_)
     with torch.no_grad():
@@ -111,7 +111,7 @@ class ImlabUnet(PlainUNet):
 
 
 class Equalised(models.Normalised):
-    """A network whose images are equalised first: each grey level becomes the share of pixels at or under it."""
+    """A network with histogram equalisation: each grey level becomes the share of pixels at or below it."""
 
     def scaled(self, images):
         levels = images.float().round().clamp(0, 255).long().flatten(1)
@@ -122,13 +122,13 @@ class Equalised(models.Normalised):
 
 
 def build_network(config, channels, weights=None):
-    """Return the network of a NetworkConfig: radiographs (B, 1, H, W), sides multiples of 32, to mask logits."""
+    """Return the network of a NetworkConfig: from radiographs (B, 1, H, W), sides multiples of 32, to mask logits."""
     weights = config.weights if weights is None else weights
     if config.architecture in ("plain", "plain_no_norm", "imlab"):
         kind, depth = config.architecture, len(config.decoder) - 1
         if config.encoder or depth < 1 or weights == "imagenet" or (kind == "imlab" and depth % 2):
             raise InputError(f"network: {kind} takes no encoder, no imagenet weights, and a width for every level")
-        if kind == "imlab":  # equalised images have the mean and deviation of a uniform distribution
+        if kind == "imlab":  # mean and standard deviation of a uniform distribution, as in equalised images
             model = Equalised(ImlabUnet(channels, config.decoder), (0.5,), (12**-0.5,), 2 ** (depth // 2))
         else:
             net = PlainUNet(channels, config.decoder, kind == "plain")
@@ -144,7 +144,7 @@ def build_network(config, channels, weights=None):
 
 
 def mask_loss(name):
-    """Return the loss of this name, a function of (logits, masks) in which UNKNOWN masks take no part."""
+    """Return the loss called `name`, a function of (logits, masks) that ignores UNKNOWN masks."""
     loss = {
         "bce": losses.bce,
         "dice": losses.dice,
@@ -160,11 +160,11 @@ def mask_loss(name):
 
 
 def _known(masks):
-    return masks.flatten(2).amax(2) != UNKNOWN  # (B, C); augmentation may have cut off or blended some of the pixels
+    return masks.flatten(2).amax(2) != UNKNOWN  # (B, C); by the maximum, as augmentation may cut off or blend pixels
 
 
 def mask_areas(loss, logits, masks):
-    """Return overlap, predicted and true pixels (−1: unknown) of each channel, then the loss, (B, 3·C + 1) float64."""
+    """Return float64 (B, 3·C + 1): each channel's overlap, predicted and true pixels (−1: unknown), then the loss."""
     predicted, true, known = logits > 0, masks.bool(), _known(masks)
     areas = torch.stack([part.sum((2, 3)) * known for part in (predicted & true, predicted, true)], 2)
     areas[..., 2] -= (~known).int()
@@ -175,7 +175,7 @@ def mask_areas(loss, logits, masks):
 
 
 def mask_figures(measured, size):
-    """Return dice and iou, means over images and channels, and the mean loss, from what `mask_areas` measured."""
+    """Return dice and iou, averaged over images and channels, and the mean loss from the output of `mask_areas`."""
     areas = measured[:, :-1].reshape(-1, 3).astype(np.int64)
     both, predicted, true = areas[areas[:, 2] >= 0].T
     cells = segmentation.counts_from_areas(both, predicted, true, size * size)
@@ -193,7 +193,7 @@ def mask_network(fold, stage, config, build, dataset, channels, **more):
         build,
         dataset,
         loss=loss,
-        couples=True,  # the mean over known masks
+        couples=True,  # the loss is a mean over known masks
         measure=partial(mask_areas, loss),
         figures=lambda job, areas, rows: mask_figures(areas, config.size),
         freeze=models.freeze_encoder,

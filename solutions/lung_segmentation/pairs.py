@@ -56,8 +56,8 @@ def find_pairs(folder):
     """Return all radiographs under `folder` with their masks, a list of Pair ordered by image id.
 
     Montgomery, Shenzhen and JSRT with SCR's masks are recognised by file names. If none of them is found, files in
-    folders `images` are paired with those of the same stem in folders `masks`; where several images share a stem, with
-    those below the same folder. Raises InputError if nothing is found, and for two files of the same image or mask.
+    folders `images` are paired with those of the same stem in folders `masks`, and below the same parent folder if
+    several images share a stem. Raises InputError if nothing is found, and for two files of the same image or mask.
     """
     folder, files, own, pairs, strange = Path(folder), [], {}, {}, 0  # files: image id, dataset, patient, name, path
     for path in list_images(folder, {*READ, *MASKS}, _holds_answers):
@@ -71,7 +71,7 @@ def find_pairs(folder):
         log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
     for stem, paths in own.items() if not files else ():
         places = [path.parents[1] for path in paths if not _structure(path.parent.name)]
-        for path in paths:  # of several images with this stem, the id is the path below `folder`
+        for path in paths:  # if several images have this stem, the id is the path below `folder`
             above = [place for place in places if path.is_relative_to(place)] if len(places) > 1 else []
             place = max(above, key=lambda place: len(place.parts), default=folder)
             image_id = (place / stem).relative_to(folder).as_posix()
@@ -111,12 +111,12 @@ def _holds_answers(folder):
 
 
 def bare_stem(stem):
-    """Return a file's stem without the suffix that copies of raw files keep: JPCLN001 of JPCLN001.IMG.png."""
+    """Return a stem without the suffix that converted raw files keep: JPCLN001 for the file JPCLN001.IMG.png."""
     return stem[:-4] if stem.lower().endswith(".img") else stem
 
 
 def _structure(folder):
-    """Return lungs, left, right, heart or clavicle for the name of a folder of masks, else ""."""
+    """Return the structure (lungs, left, right, heart, clavicle) that a mask folder's name says, else ""."""
     words = set(re.findall(r"left|right|lungs?|masks?|heart|clavicles?|[a-z]+", folder.lower())) - FORMATS
     sides = words & SIDES
     if not words <= MASK_WORDS or not words & {"mask", "masks", "heart", "clavicle", "clavicles", *SIDES}:
@@ -129,7 +129,7 @@ def _structure(folder):
 def read_mask(path, may_be_empty=False):
     """Return the mask in a file, bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file if it cannot be read, has grey levels, or, unless it `may_be_empty`, is empty or
+    Raises InputError naming the file if it cannot be read, has grey levels, or (unless `may_be_empty`) is empty or
     covers the whole image.
     """
     try:
@@ -155,11 +155,11 @@ def read_mask(path, may_be_empty=False):
 
 
 def fit_mask(mask, shape, where):
-    """Return a mask resized to the image's (height, width), bool, and whether that was necessary; else InputError."""
+    """Return a mask at the image's (height, width), bool, and whether it was resized; InputError if sides disagree."""
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    # equal if scaling the smaller one brings both its sides within a pixel
+    # the proportions agree if scaling the smaller one brings both its sides within a pixel
     if abs(h * width - w * height) > max(h + w, height + width):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -167,7 +167,7 @@ def fit_mask(mask, shape, where):
 
 
 def read_masks(files, shape):
-    """Return masks of 0 and 1, or UNKNOWN, uint8 (C, height, width), and whether any was resized to `shape`."""
+    """Return masks, uint8 (C, height, width) of 0 and 1 or UNKNOWN, and whether any of them was resized to `shape`."""
     channels, resized = [], False
     for parts in files:
         united = np.full(shape, 0 if parts else UNKNOWN, np.uint8)
@@ -182,7 +182,7 @@ def read_masks(files, shape):
 
 
 def split_lungs(mask, where):
-    """Return the patient's left and right lung of a mask that shows two side by side, else raise InputError."""
+    """Return the patient's left and right lung from a mask with two lungs side by side, else raise InputError."""
     count, labels, stats, centroids = cv2.connectedComponentsWithStats(mask, connectivity=4)
     across, areas = centroids[:, 0], stats[:, cv2.CC_STAT_AREA]
     large = 1 + np.argsort(-areas[1:], kind="stable")[:2]

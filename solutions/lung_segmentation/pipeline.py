@@ -1,4 +1,4 @@
-"""Lung segmentation (Berger et al., section 3.3): a network's probabilities, and a rule that makes masks of them."""
+"""Lung segmentation (Berger et al., section 3.3): a network's probabilities and the rule that turns them into masks."""
 
 import dataclasses
 from functools import partial
@@ -27,7 +27,7 @@ from solutions.lung_segmentation.comparison import COMPARISON
 from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import write_png
 
-PREPARED = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that `prepare` follows
+PREPARED = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that `prepare` depends on
 
 
 def networks(job):
@@ -36,7 +36,7 @@ def networks(job):
 
 
 def lung_network(config, fold):
-    """Return the network of one fold, a channel per structure: its decoder is trained first, then all layers."""
+    """Return the network of one fold, with one channel per structure; the decoder is trained first, then all layers."""
     network, channels = config.network, len(STRUCTURES[config.structures])
     flip = config.structures == "lungs" or network.augmentation == "strong"
 
@@ -66,7 +66,7 @@ def predict_rows(job, folds, rows, path, title):
 
 
 def choose(job, oof):
-    """Choose pixel threshold and number of regions, comparing masks at the original sizes, nested over the folds."""
+    """Choose pixel threshold and number of regions by Dice at the original sizes; score folds by the others' rule."""
     config, table, tried = job.config, oof.table, postprocess.rules(job.config.decision)
     truth = partial(data.true_masks, job.images)
     areas = postprocess.measure(truth, table["row"], oof.maps, tried, config.structures)
@@ -86,7 +86,7 @@ def choose(job, oof):
 
 
 def describe(figures):
-    """Return the lines that report the score, of all images and of each dataset."""
+    """Return the lines that report the score on all images and on each dataset."""
     means = "precision {precision[estimate]:.4f}, recall {recall[estimate]:.4f}, accuracy {accuracy[estimate]:.4f}"
     return [
         f"{name}: dice {format_interval(part['dice'])} (mean over {part['images']} images), "
@@ -96,7 +96,7 @@ def describe(figures):
 
 
 def answer(job, test, rule, neutral):
-    """Return the submission, image_id, width, height and rle, at the images' original sizes; write rejected.csv."""
+    """Return the submission (image_id, width, height, rle) at the images' original sizes; write rejected.csv."""
     rule = from_dict(postprocess.MaskRule, rule.get("rule"), "tuned.json: rule")
     about, rows, rejected = job.images.at(test.table["row"]), [], []
     for image, probs in zip(tqdm(about.itertuples(), "masks", len(about), leave=False), test.maps, strict=True):
@@ -112,7 +112,7 @@ def answer(job, test, rule, neutral):
 
 
 def check_and_draw(path, job):
-    """Validate a submission and draw its masks as masks/<image_id>.png in the run, or beside a file elsewhere."""
+    """Validate a submission and write its masks as masks/<image_id>.png in the run, or beside a file outside it."""
     images = job.images.table[job.images.table["split"] == "test"]
     summary = validate_shaped_masks(path, images, ABSOLUTE)
     of_run = path.parent == job.run.folder

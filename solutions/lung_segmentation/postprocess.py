@@ -22,9 +22,9 @@ from common.post.regions import label, quantise, region_overlaps, resize_mask_pr
 
 from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_LUNG_RATIO, REFERENCE_SIDE, STRUCTURES
 
-# Smaller regions are never taken for a lung; otherwise a speck beside the spine could win over the second lung, since
-# Liu et al. only use the distance to the centre. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung covers
-# at least 1.8 % of the image and a tenth of the larger lung; lungs under a third of the other are dropped anyway.
+# Smaller regions never count as a lung: Liu et al. use only the distance to the centre, so a speck beside the spine
+# could win over the second lung. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung covers at least 1.8 %
+# of the image and a tenth of the larger lung. Lungs under a third of the other are dropped anyway.
 LEAST_SHARE, LEAST_OF_LARGEST = 0.005, 0.1  # of the image, of the largest region
 
 
@@ -40,8 +40,8 @@ class LungRegion(NamedTuple):
     """The box around the lungs including margins, the rule that gave it, and the mask of the regions used.
 
     rule: "two", two lungs and nothing else; "removed", two after false positives were removed; "mirrored", one lung,
-    boxed together with its mirror image; "one_side", two parts of one lung, likewise; "one", a single region that spans
-    both halves of the image, such as merged lungs. `mask` has no mirrored pixels.
+    boxed with its mirror image; "one_side", two parts of one lung, also boxed with their mirror image; "one", a single
+    region that spans both halves of the image, such as merged lungs. `mask` has no mirrored pixels.
     """
 
     box: tuple[int, int, int, int]
@@ -52,7 +52,7 @@ class LungRegion(NamedTuple):
 def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
     """Return a mask, uint8 (height, width), widened by dilations and with its gaps closed (Ahmed et al., section 3.2).
 
-    n steps of a 3 × 3 square at 512 × 512 pixels; at another size a single step in proportion.
+    At 512 × 512 pixels, n steps with a 3 × 3 square; at other sizes, a single step with a square scaled accordingly.
     """
     pixels = _foreground(mask)
     wider = cv2.dilate(pixels, _rectangle(pixels.shape, dilations))
@@ -60,7 +60,7 @@ def clean_up(mask, dilations=DILATIONS, closings=CLOSINGS):
 
 
 def main_regions(mask, count):
-    """Return the `count` (0: all) largest, uppermost regions of a mask, with holes filled unless count is 0."""
+    """Return the `count` largest regions of a mask (0: all), the upper of equal ones; holes are filled unless 0."""
     pixels = _foreground(mask)
     if count == 0:
         return pixels
@@ -84,7 +84,7 @@ def apply_gate(mask, gate=GATE_AREA):
         return Verdict(False, "no lung found", area)
     if area >= gate:
         return Verdict(True, "", area)
-    # Rounded in opposite directions, so that a mask just under the gate does not seem to reach it.
+    # Rounded in opposite directions, lest a mask just under the gate seem to reach it.
     found = f"{math.floor(area * 1000) / 10:g} % of the image, the gate requires {math.ceil(gate * 1000) / 10:g} %"
     lungs = "only one lung, covering" if region.rule in ("mirrored", "one_side") else "lungs cover"
     return Verdict(False, f"{lungs} {found}", area)
@@ -94,12 +94,12 @@ def lung_region(mask):
     """Return the LungRegion around both lungs, even if the mask lacks one or has extra regions; None without lungs.
 
     The lung region generator of Liu et al., section 2.2: of the regions that are not specks, take the two whose
-    centroids are nearest the image's centre. The smaller is dropped under a third of the larger one's area. A single
-    remaining region is mirrored about the vertical centre line and boxed with its mirror image. Margins, 15 of 256
-    pixels and 20 at the bottom, are fractions of the mask's sides, and the box is clipped.
+    centroids are nearest the image's centre. Drop the smaller one if its area is under a third of the larger one's. A
+    single remaining region is mirrored about the vertical centre line and boxed with its mirror image. Margins (15 of
+    256 pixels, 20 at the bottom) scale with the mask's sides, and the box is clipped.
     Beyond the paper, the same ratio at the centre line tells two lungs from one: a single region with at least that
-    share on both sides is two merged lungs; two regions on one side, one above the other, are parts of one lung and
-    mirrored.
+    share on both sides is two merged lungs; two regions on one side, one above the other, are parts of one lung, which
+    is mirrored.
     """
     pixels = _foreground(mask)
     height, width = pixels.shape
@@ -162,7 +162,7 @@ class MaskRule:
     regions: int = 0
 
     def parts(self, probs, shape, structures):
-        """Return masks (C, *shape) of uint8 maps; a channel of one lung or heart keeps half the `regions`."""
+        """Return masks (C, *shape) of uint8 maps; a channel of one lung or the heart keeps half of the `regions`."""
         maps = probs[None] if probs.ndim == 2 else probs
         kept = self.regions if structures == "lungs" else -(-self.regions // 2)
         return np.stack([decide(np.ascontiguousarray(part), shape, self.pixel, kept) for part in maps])
@@ -180,8 +180,8 @@ def rules(decision):
 def measure(truth, rows, probs, tried, structures):
     """Return pixel counts per image, rule and structure: int64 (N, rules, S, 4) of overlap, predicted, true, all.
 
-    truth(row): the true masks of a store row at its original size, uint8 (C, height, width), UNKNOWN throughout if not
-    drawn; its counts are then 0. Structures: the union of both lungs, then each channel if there are several.
+    truth(row): the true masks of a store row at its original size, uint8 (C, height, width). A mask that was not drawn
+    is all UNKNOWN and has counts of 0. The S structures: both lungs united, then each channel if there are several.
     """
 
     def of_image(row, position):
@@ -201,9 +201,9 @@ def measure(truth, rows, probs, tried, structures):
 
 
 def figures(table, areas, structures):
-    """Return the figures of all images, each dataset and each structure, and the table with dice and iou added.
+    """Return the metrics of all images, each dataset and each structure, and the table with dice and iou added.
 
-    Each figure is an interval over patients: a mean over images, or as <name>_pooled over all pixels.
+    Each metric has an interval over patients: <name> is a mean over images, <name>_pooled is over all pixels.
     """
     lungs, groups = areas[:, 0], table["patient_id"].to_numpy()
     found = _figures(lungs, groups) | {"datasets": {}, "structures": {}}

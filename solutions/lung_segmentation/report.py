@@ -49,7 +49,7 @@ def _hint(part):
 
 
 def sections(job):
-    """Return the data section and those of the results that are current."""
+    """Return the section on data and those on results that are current."""
     parts = [_data(job)]
     if job.is_current("tune"):
         parts += [_scores(job.run), _decision(job), *_pictures(job)]
@@ -78,9 +78,9 @@ def _data(job):
 
 
 def _rows(groups, name, others):
-    """Return a table of figures, as means over images and over pooled pixels, and lines for a plot of the former.
+    """Return a table of metrics (means over images, and over pooled pixels) and lines for a plot of the image means.
 
-    groups: name of a row → figures as in score.json; name: of the first column; others: metrics beside Dice.
+    groups: name of a row → metrics as in score.json; name: of the first column; others: metrics besides Dice.
     """
     rows = [
         {
@@ -177,7 +177,7 @@ def _cross(job):
 
 
 def submission(job, record):
-    """Return where the masks are, and pictures of the first rejected and the first accepted ones."""
+    """Return a note on where the masks are, and pictures of the first rejected and the first accepted ones."""
     test, rejected = read_parquet(job.run.path("test.parquet")), read_csv(job.run.path("rejected.csv"), dtype=str)
     reasons = test["image_id"].map(rejected.set_index("image_id")["reason"]).fillna("")
     galleries = []
@@ -190,7 +190,7 @@ def submission(job, record):
 
 
 def show_predictions(submission, folder=None, count=4):
-    """Show the first images, in `folder` or of the mounted collections, with their lungs outlined."""
+    """Show the first images with outlined lungs; they are in `folder` or in the mounted collections."""
     if folder is None:
         files = {pair.image_id: pair.image for pair in find_pairs(KAGGLE_INPUT)}
     else:

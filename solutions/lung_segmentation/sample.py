@@ -1,8 +1,8 @@
 """The embedded sample: phantom radiographs in the layouts of Montgomery, Shenzhen and JSRT with SCR, in one folder.
 
 Like the real sets: Montgomery's films are portrait or landscape, with one mask per lung; Shenzhen's sizes vary, one
-mask has both lungs; some images have no mask; JSRT is raw and inverted. Unlike them: Montgomery and Shenzhen have 15 %
-of their size, JSRT is enlarged from 1024, and clinical readings and clavicles are missing.
+mask has both lungs; some images have no mask; JSRT is raw and inverted. Unlike them: Montgomery and Shenzhen are scaled
+to 15 %, JSRT is enlarged from 1024 pixels, and clinical readings and clavicles are missing.
 """
 
 from functools import partial
@@ -17,23 +17,23 @@ from common import phantom
 from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
 from common.phantom.sample import in_threads, write_sample
 
-VERSION = 1  # to be raised whenever the files for a seed change
-ABNORMAL = 0.45  # of Montgomery and Shenzhen
-NODULES = 154 / 247  # of JSRT
-UNLABELLED = 1 / 4  # of the images without a mask that are Montgomery's; 17 of 62 in the real data
+VERSION = 1  # raise it whenever the files for a seed change
+ABNORMAL = 0.45  # share of abnormal images of Montgomery and Shenzhen
+NODULES = 154 / 247  # share of JSRT's images with a nodule
+UNLABELLED = 1 / 4  # Montgomery's share of the images without a mask; 17 of 62 in the real data
 MONTGOMERY, SHENZHEN = Path("Montgomery/MontgomerySet"), Path("ChinaSet_AllFiles/ChinaSet_AllFiles")
 JSRT = Path("JSRT")
-LONG, SHORT = 734, 603  # of Montgomery's 4892 and 4020
-LEAST, MOST = 425, 450  # Shenzhen's sides, of about 3000
-RAW, OUTLINES = 2048, 1024  # JSRT's side, SCR's
+LONG, SHORT = 734, 603  # Montgomery's sides, in reality 4892 and 4020
+LEAST, MOST = 425, 450  # range of Shenzhen's sides, in reality about 3000
+RAW, OUTLINES = 2048, 1024  # sides of JSRT's images and SCR's masks
 FINDINGS = (effusion, pneumothorax, consolidation, mass)
 
 
 def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed=0):
     """Write the sample into `folder` and return it as a Path; a complete sample of the same parameters is kept.
 
-    n_montgomery, n_shenzhen, n_jsrt: images with masks (JSRT's of 8 MiB); n_test: images of the first two without one,
-    whose true masks (both lungs, 0 or 255) are hidden/<image_id>.png.
+    n_montgomery, n_shenzhen, n_jsrt: images with masks (8 MiB each for JSRT); n_test: Montgomery's and Shenzhen's
+    images without a mask; their true masks (both lungs, 0 or 255) are hidden/<image_id>.png.
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
@@ -54,7 +54,7 @@ class _Case(NamedTuple):
 
 
 def _chests(prefix, n_labelled, n_unlabelled, seed):
-    """Return the cases of Montgomery or Shenzhen: healthy chests first, with those without a mask at random places."""
+    """Return the cases of Montgomery or Shenzhen, healthy chests first; those without a mask at random positions."""
     first = 1_000_000 * seed + {"MCUCXR": 0, "CHNCXR": 200_000}[prefix]
     rng, count = np.random.default_rng([first, 1]), n_labelled + n_unlabelled
     unlabelled = set(rng.choice(count, n_unlabelled, replace=False).tolist())
@@ -67,7 +67,7 @@ def _chests(prefix, n_labelled, n_unlabelled, seed):
 
 
 def _nodules(count, seed):
-    """Return the cases of JSRT: those with a nodule (JPCLN) and those without (JPCNN) are numbered separately."""
+    """Return the cases of JSRT; those with a nodule (JPCLN) and those without (JPCNN) are numbered separately."""
     first, sick = 1_000_000 * seed + 400_000, round(NODULES * count)
     nodules = [_Case(f"JPCLN{i + 1:03d}", first + i, (nodule,)) for i in range(sick)]
     return nodules + [_Case(f"JPCNN{i + 1 - sick:03d}", first + i, ()) for i in range(sick, count)]
@@ -104,9 +104,9 @@ def _write_jsrt(folder, case):
 
 
 def _window(lungs, number, montgomery):
-    """Return the slices of the kept part of a film, with the lungs as central as the film allows."""
+    """Return the slices that crop a film, with the lungs as central as the film allows."""
     x, y, wide, high = cv2.boundingRect(np.uint8(lungs))
-    if montgomery:  # upright where the lungs are narrow enough for it
+    if montgomery:  # portrait if the lungs are narrow enough for it
         sides = (LONG, SHORT) if wide < 0.9 * SHORT else (SHORT, LONG)
     else:
         sides = np.random.default_rng([number, 2]).integers(LEAST, MOST, 2, endpoint=True).tolist()

@@ -52,8 +52,8 @@ _NETWORK = ("architecture", "encoder", "decoder", "size")  # the fields of Netwo
 def save_segmenter(path, model, about):
     """Write a network and everything that its masks depend on as one safetensors file of half-precision weights.
 
-    about: JSON values with `network`, `structures`, `pixel` and `regions`. Raises InputError if something is missing or
-    a weight exceeds half precision, see `common.train.checkpoint.halve`.
+    about: JSON values with `network`, `structures`, `pixel` and `regions`. Raises InputError if one of them is missing
+    or a weight exceeds the range of half precision (see `common.train.checkpoint.halve`).
     """
     network = asdict(about["network"]) if is_dataclass(about["network"]) else about["network"]
     about = about | {"format": FORMAT, "network": {name: network[name] for name in _NETWORK if name in network}}
@@ -66,12 +66,12 @@ def load_segmenter(
 ):
     """Return the Segmenter in a file written by `save_segmenter`; None: the shipped one, whose hash is checked.
 
-    more: files of further networks of the same structures and size, such as other folds', to average. spread: add a
-    channel to the probabilities, how they differ between networks and views: the lungs' standard deviation × 2.
+    more: files of further networks with the same structures and size, such as other folds', to average. spread: add a
+    channel to the probabilities: twice the standard deviation of the lungs' probability over networks and views.
     device: a torch.device or its name; None: a GPU if available. tta: further views to average, of "flip" and "scale".
     batch_size: images per batch of each thread. precision: as in `common.nn.precision.precision`. onnx: on a CPU, use
-    ONNX Runtime, or OpenVINO if it is installed, if one is faster for the first batch. Raises InputError for another
-    kind of file and for invalid arguments.
+    ONNX Runtime or (if installed) OpenVINO when it is faster for the first batch. Raises InputError for another kind of
+    file and for invalid arguments.
 
     >>> load_segmenter(device="cpu").structures
     ('left', 'right', 'heart')
@@ -122,7 +122,7 @@ def read_radiograph(path):
     image, header = read_image_and_header(path)
     if header["colour"] > COLOUR_LIMIT:
         raise InputError(f"{path}: a colour picture ({header['colour']:.0%} of its pixels), not a radiograph")
-    if header["note"] and header["note"] not in _notes:  # a scanner's files all have the same
+    if header["note"] and header["note"] not in _notes:  # all files of a scanner have the same note
         _notes.add(header["note"])
         log.info(f"{path}: {header['note']}; said once")
     return image
@@ -131,9 +131,9 @@ def read_radiograph(path):
 class Segmenter:
     """Turn radiographs into masks with one thread per core, each holding a few images, so that memory is bounded.
 
-    structures: names of the network's channels; batch_size: images of a thread; size: side of its images in pixels;
-    pixel, regions: the decision rule; about: the file's metadata. Images are uint8 (H, W) of any size; results are in
-    the order of the images.
+    structures: names of the network's channels; batch_size: images per thread; size: side of the network's input in
+    pixels; pixel, regions: the decision rule; about: the file's metadata. Images are uint8 (H, W) of any size; results
+    are in the order of the images.
     """
 
     def __init__(self, models, size, structures, rule, views, device, batch_size, wanted, about, spread=False):
@@ -144,7 +144,7 @@ class Segmenter:
         self.pixel, self.regions = rule.pixel, rule.regions
 
     def probs(self, images):
-        """Yield probabilities × 255, uint8 (C, size, size), for each image, which is stretched to a square."""
+        """Yield each image's probabilities × 255, uint8 (C, size, size); images are stretched to a square."""
         return self._each_array(images, lambda image, probs: probs)
 
     def masks(self, images):
@@ -170,7 +170,7 @@ class Segmenter:
         finish is called in a thread with image uint8 (H, W) and probs uint8 (C, size, size). An unusable file gives
         (image id, None, problem). workers: threads, by default one per core of this process; load(path) -> image.
         """
-        # one core per thread: threads that share the work of a layer would wait for each other
+        # one core per thread, since threads that split the work of a layer would wait for each other
         workers, threads = workers or max(1, processes.cores() // processes.count_here()), torch.get_num_threads()
         items = iter(files.items() if isinstance(files, dict) else files)
         batches = iter(lambda: list(itertools.islice(items, self.batch_size)), [])
@@ -215,9 +215,9 @@ class Segmenter:
 
 @torch.no_grad()
 def _without_norms(model, size):
-    """Return a faster copy with batch norms folded into the convolutions before them, or the model if outputs differ.
+    """Return a faster copy with batch norms folded into the preceding convolutions, or the model if outputs differ.
 
-    Pairs are found by the order of the layers, which outputs on noise confirm.
+    Pairs are found by the order of the layers and verified by comparing outputs on noise.
     """
     folded, noise = copy.deepcopy(model), 255 * torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(0))
     wanted = folded(noise)
@@ -255,14 +255,14 @@ def structures_of(weights):
 
 
 def find_lungs(job, store, weights, settings, sides, columns, describe, files=None):
-    """Return a store's lungs by the segmenter in the file `weights`, as (table, arrays); read if found earlier.
+    """Return a store's lungs by the segmenter in the file `weights`, as (table, arrays); reuse results found earlier.
 
     table: image_id, row and `columns`, one row per image; arrays: paths of uint8 .npy files (N, side, side) by name.
     settings: JSON that the results depend on, besides pixels and weights. sides: array name → side in pixels.
     describe(segmenter, image, probs, about) -> (uint8 arrays (side, side) in the order of `sides`, JSON values of
-    `columns`), called in a thread; about: the image's row in the store's table. For a placeholder or a colour picture
-    probs is None and the image that of the store. files: image id → original, to read instead of the stored image.
-    Called by the main process; `describe` goes to all of them, so it is pickled.
+    `columns`), called in a thread; about: the image's row in the store's table. For a placeholder or a colour picture,
+    probs is None and image the stored one. files: image id → original, to read instead of the stored image.
+    Called by the main process, which sends `describe` to the others, so it must be picklable.
     A killed run loses at most BLOCK images and continues to the same bytes. Raises InputError for a segmenter that
     cannot be used, an original that can no longer be read, and if another process is doing the same work.
     """
@@ -293,7 +293,7 @@ def find_lungs(job, store, weights, settings, sides, columns, describe, files=No
 
 
 def _find_share(folder, key, store, weights, options, *how):
-    """Write the files of the blocks that this process has to find, unless an earlier run did."""
+    """Segment this process's share of the blocks and write their files, unless an earlier run did."""
     segmenter = load_segmenter(None if weights == SHIPPED else weights, distributed.start(options.device))
     starts = range(0, len(store.table), BLOCK)
     for start in tqdm(starts[distributed.share(len(starts))], "lungs", disable=not processes.is_main()):
@@ -302,7 +302,7 @@ def _find_share(folder, key, store, weights, options, *how):
 
 
 def _find_block(segmenter, options, store, rows, sides, describe, files):
-    """Return the arrays of some store rows by name, and the values of their `columns` as JSON."""
+    """Return the arrays of some store rows by name, and their values of `columns` as JSON."""
     table = store.table
     radiograph = (table["ok"] & ~(table["colour"] > COLOUR_LIMIT)).to_numpy()
 

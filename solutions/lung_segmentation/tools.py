@@ -28,10 +28,10 @@ from .pairs import READ, write_png
 from .postprocess import apply_gate, clean_up, lung_region, scale_box
 from .segmenter import load_segmenter
 
-PICTURES = 48  # in the report, for accepted and for rejected masks each
+PICTURES = 48  # maximum number in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 LONGEST_NAME = 255  # bytes
-FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's, which `run` reads
+FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's names, which `run` reads
 TABLES = {"masks": "masks.csv", "crops": "boxes.csv"}
 
 
@@ -166,11 +166,11 @@ def _open(weights, device, tta, gate, onnx=False, spread=False):
 
 
 def _apply(segmenter, images, out, kind, finish, report):
-    """Write the table of `kind`, a row for each usable image, and problems.csv; return the number of unusable ones.
+    """Write the table of `kind`, one row per usable image, and problems.csv; return the number of unusable images.
 
     finish(image id, image, probs) -> (dict of a row without id, area, picture). report(table, (id, problem) pairs,
     areas, the first pictures by verdict) is called last. Under torchrun, each process takes a share of the images; the
-    first gathers the rows and returns the number, the others return 0.
+    first one gathers the rows and returns the number, the others return 0.
     """
     files, problems = processes.ask_main(lambda: _find(images, out, kind))
     own = dict(list(files.items())[distributed.share(len(files), segmenter.batch_size)])
@@ -213,7 +213,7 @@ def _find(images, out, kind):
             reason = "contains no image" if path.is_dir() else "no such file or folder"
             _leave_out(problems, path.stem, f"{path}: {reason}")
         for file in here:
-            files.setdefault(os.path.realpath(file), file)  # unlike Path.resolve, takes a loop of links
+            files.setdefault(os.path.realpath(file), file)  # unlike Path.resolve, accepts a loop of links
     root = os.path.commonpath([file.absolute().parent for file in files.values()] or ["/"])
     found = name_images(files.values(), root, READ)
     for image_id, file in list(found.items()):
