@@ -1,6 +1,6 @@
 """The tools `table` and `score_predictions`: runs side by side, and anyone's predictions against labels.
 
-Both measure a table with one row per image, under resamples of the patients that are the same for every row and metric.
+Both score tables with one row per image; all scores in a comparison share the same bootstrap resamples of the patients.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,22 @@ NOTES = (
     "Intervals hold 95 % of resamples of the patients, the same patients for every row; differences are paired.",
     "p-values are two-sided and not corrected for the number of comparisons.",
 )
-WIDE = 6  # metrics; of more, each gets a row of its own
+WIDE = 6  # with more metrics than this, tables have one row per metric
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What the tools of one solution measure, and how they read it.
 
-    results(job, split) -> dict from the end of a row's name, "" for the run itself, to a table of image_id, patient_id
-    ("" if unknown), fold, truth (any comparable value) and what `measure` needs; step: the step that wrote it. splits:
-    possible values of --split, the default first.
+    results(job, split) -> dict from the suffix of a row's name ("" for the run itself) to a table of image_id,
+    patient_id ("" if unknown), fold, truth (any comparable value) and the columns that `measure` needs; step: the step
+    that wrote it. splits: possible values of --split, the default first.
     measure(table, groups, n_resamples, seed) -> dict from metric to (estimate, resamples); undefined: NaN or none.
-    read_predictions(path), read_labels(path) -> tables by image_id with what `measure` needs; labels may have a column
-    patient_id. join(predictions, labels) -> the table for `measure`, from rows of the same images.
+    read_predictions(path), read_labels(path) -> tables by image_id with the columns that `measure` needs; labels may
+    have a column patient_id. join(predictions, labels) -> the table for `measure`, from rows of the same images.
     further(table), paired(table, other) -> further columns by metric, of one table and of two.
-    remarks(figures, first) -> lines about the figures of `compare`. notes(job, split, name) -> lines about a run.
-    listed(names, predicted, scored) -> what the scored images are of --list (names; None without it), all indices.
+    remarks(figures, first) -> lines about the output of `compare`. notes(job, split, name) -> lines about a run.
+    listed(names, predicted, scored) -> how scored images relate to --list (names; None without it); all are indices.
     sections(tables) -> parts of the page. published: a table of published scores; note: a text about it.
     headline: the metric of `measure` that is the solution's score.
     """
@@ -66,7 +66,7 @@ class Comparison:
     note: str = ""
 
     def join_images(self, predictions, labels):
-        """Return the table for `measure` of the images in `predictions`, all of which have labels."""
+        """Return the table for `measure` of the images in `predictions`, which must all have labels."""
         return self.join(predictions, labels.loc[predictions.index]).rename_axis("image_id").reset_index()
 
     def score(self, predictions, labels):
@@ -76,7 +76,7 @@ class Comparison:
         return float(self.measure(self.join_images(found, truth), np.arange(len(found)), 1, 0)[self.headline][0])
 
     def scores_by_fold(self, job):
-        """Return the headline score of a run's folds with intervals: a table of fold, images, estimate, low, high."""
+        """Return the headline score of each fold of a run: a table of fold, images, estimate, low and high."""
         rows = []
         for fold, part in self.results(job, "oof")[""].groupby("fold"):
             found = interval(*self.measure(part, groups_of(part), 1000, 0)[self.headline], 0.95)
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def means_of(columns):
-    """Return the `measure` of the means of columns, a dict from metric to column; NaN values are left out."""
+    """Return a `measure` function that averages columns (a dict from metric to column), leaving out NaN values."""
 
     def measure(table, groups, n_resamples, seed):
         pairs = columns.items()
@@ -95,9 +95,9 @@ def means_of(columns):
 
 
 def measure_boxes(table, names, rule, groups, n_resamples, seed):
-    """Return the mean AP of the packed boxes `found` by `truth`, and each class's, by the Bayesian bootstrap.
+    """Return mAP and each class's AP, by the Bayesian bootstrap, of the packed boxes `found` against those in `truth`.
 
-    names: of the classes; those without a true box are left out. rule: of `common.metrics.detection`.
+    names: of the classes; classes without a true box are left out. rule: a matching rule of `common.metrics.detection`.
     """
     found, truth = (unpack_boxes(table[name], table["image_id"]) for name in ("found", "truth"))
     result = evaluate(found, truth, table["image_id"], rule)
@@ -218,7 +218,7 @@ def _check_options(out, resamples, seed):
 
 
 def _read_runs(recipe, config_class, runs, split):
-    """Return the results of each run by the row's name, sorted by image, and notes about the runs."""
+    """Return the tables of all runs by row name, each sorted by image, and notes about the runs."""
     check(runs, "name the folders of the runs")
     tables, notes, names, comparison = {}, [], [], recipe.comparison
     for folder in runs:
@@ -251,11 +251,11 @@ def _check_same(folder, found, other, first):
 
 
 def compare(tables, comparison, first, n_resamples=1000, seed=0):
-    """Return the figures of tables by name, one row per table and metric.
+    """Return the scores of `tables` (name → table), one row per table and metric.
 
-    Columns: run, metric, folds, fold_mean and fold_sd over the folds (from 0) in which it is defined, pooled over all
-    images with low and high, the difference of the pooled values from the table `first` with difference_low,
-    difference_high and p, and the columns of `further` and `paired`. Raises InputError for fewer than two patients.
+    Columns: run, metric; folds (number in which the metric is defined), fold_mean and fold_sd; pooled (over all
+    images), low and high; difference of pooled from that of the table `first`, difference_low, difference_high and p;
+    and the columns of `further` and `paired`. Raises InputError for fewer than two patients.
     """
     measured = {name: comparison.measure(table, groups_of(table), n_resamples, seed) for name, table in tables.items()}
     parts = []
@@ -285,12 +285,12 @@ COLUMNS += ["difference_low", "difference_high", "p"]
 
 
 def groups_of(table):
-    """Return what the bootstrap draws, (n,) of str: a row's patient, or its image where the patient is unknown."""
+    """Return the units that the bootstrap draws, (n,) of str: each row's patient, or its image if that is unknown."""
     return table["patient_id"].mask(table["patient_id"] == "", "image " + table["image_id"]).to_numpy()
 
 
 def side_by_side(figures, first):
-    """Return tables of texts by title, with a row per run and a column per metric, or turned if there are many."""
+    """Return tables of texts by title: one row per run and one column per metric, or transposed for many metrics."""
     kinds = {"all images, interval by patient": lambda row: _interval(row["pooled"], row["low"], row["high"])}
     if figures["folds"].any():
         kinds = {"mean of folds ± sd": lambda row: f"{row['fold_mean']:.4f} ± {row['fold_sd']:.4f}"} | kinds

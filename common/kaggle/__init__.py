@@ -33,7 +33,7 @@ class Source:
 
 
 def tool_names(source):
-    """Return the Kaggle tools of a solution with this Source, by name with a line of help; {} for None."""
+    """Return a line of help for each Kaggle tool of a solution with this Source, by name; {} for None."""
     if source is None:
         return {}
     left_out = {"competition": (), "dataset": ("upload",), "none": ("upload",)}[source.kind]
@@ -41,7 +41,7 @@ def tool_names(source):
 
 
 def load_tools(solution, source, presets=()):
-    """Return these tools as a dict from name to function; presets: accepted by `notebook --train`."""
+    """Return the tools of `tool_names` as a dict from name to function; presets: those of `notebook --train`."""
     from common.kaggle.download import download_tool  # late: `--help` needs the names only
     from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool

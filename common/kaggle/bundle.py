@@ -1,4 +1,4 @@
-"""`bundle`: everything that a notebook without internet needs, in one flat folder, to be uploaded as a dataset."""
+"""`bundle`: put everything that a notebook without internet needs into one flat folder, to upload as a dataset."""
 
 import os
 import re
@@ -20,7 +20,7 @@ METADATA = "dataset-metadata.json"
 FORMAT = 1
 DATASET_LIMIT = 200 * 10**9  # bytes of a dataset, and of all private ones together: kaggle.com/docs/datasets
 OUTPUT_LIMIT = 20 * 10**9  # bytes of /kaggle/working: kaggle.com/docs/notebooks
-DATASET = "OWNER/chest-xray-bundle"  # placeholder for the user's own
+DATASET = "OWNER/chest-xray-bundle"  # placeholder for the user's dataset
 NEW, EARLIER, EXPORT = "bundle", "earlier", "export"  # within the temporary folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SLUG = re.compile(r"[A-Za-z0-9-]+/[a-z0-9][a-z0-9-]{4,48}[a-z0-9]")
@@ -57,7 +57,7 @@ def bundle_tool(export):
 
 
 def check_dataset_name(name):
-    """Raise InputError unless `name` is None or a possible name of a dataset, owner/name."""
+    """Raise InputError unless `name` is None or a valid dataset name, owner/name."""
     if name is not None and not _SLUG.fullmatch(name):
         raise InputError(f"{name!r}: not a dataset's name: owner/name, with a name of 6 to 50 of a-z, 0-9 and -")
 
@@ -130,7 +130,7 @@ def _check_replaceable(out):
 
 
 def _check_known(folder, names):
-    """Raise InputError if a folder to be replaced holds other files than these."""
+    """Raise InputError if a folder to be replaced contains files that are not in `names`."""
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in names):
         raise InputError(f"{folder}: holds {foreign[0]}, which is not part of a bundle; move it or name another --out")
 
@@ -186,7 +186,7 @@ def upload_bundle(folder, dataset):
     with connect(target) as api:
         try:
             api.dataset_status(dataset)
-        except OSError as error:  # Kaggle answers 403 for missing datasets as for other users' private ones
+        except OSError as error:  # Kaggle answers 403 both for missing datasets and for other users' private ones
             new = getattr(getattr(error, "response", None), "status_code", 0) in (403, 404)
             if not new:
                 raise

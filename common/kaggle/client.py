@@ -1,4 +1,4 @@
-"""Kaggle's own client, signed in, with timeouts and one-line errors without secrets; only `connect` imports it."""
+"""Kaggle's own client with sign-in, timeouts and one-line errors without secrets; only `connect` imports the client."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ CREDENTIALS = (
 AGAIN = "what has arrived is kept; run the same command to continue"
 TIMEOUT = 120.0  # seconds without a byte; the client itself would wait forever
 _VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_KEY")
-_QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+|/[^\s?'\"]+)\?[^\s'\"]+")  # signed addresses work for anyone
+_QUERY = re.compile(r"(https?://[^\s?'\"]+|url: [^\s?'\"]+|/[^\s?'\"]+)\?[^\s'\"]+")  # anyone can use signed URLs
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _HEADER = re.compile(r"(?i)\b(basic|bearer)\s+[\w.~+/=-]+")
 
@@ -53,7 +53,7 @@ def connect(target, needs_account=True):
 
 @functools.cache
 def _client_class():
-    """Return the client's class with checks where it fails silently, and without the mode that prints headers."""
+    """Return a subclass of the client that checks silent failures and never prints request headers."""
     verbose = {name: os.environ.pop(name) for name in ("VERBOSE", "VERBOSE_OUTPUT") if name in os.environ}
     try:
         from kaggle.api.kaggle_api_extended import KaggleApi
@@ -86,7 +86,7 @@ def _client_class():
 
 
 def _sign_in(output, needs_account):
-    silence = contextlib.redirect_stdout(io.StringIO())  # for a page of advice
+    silence = contextlib.redirect_stdout(io.StringIO())  # the client prints a page of advice
     with silence:
         api = _client_class()()
     places = _secure_credentials(api.config)
@@ -109,7 +109,7 @@ def _refused(places):
 
 
 def _secure_credentials(config):
-    """Make credential files private to the user; return the places of credentials: files and variables."""
+    """Make credential files private to the user; return where credentials are: files and environment variables."""
     home = Path.home() / ".kaggle"
     names = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
     paths = dict.fromkeys([config, *(str(home / name) for name in names), os.environ.get("KAGGLE_API_TOKEN", "")])
@@ -127,7 +127,7 @@ def _secure_credentials(config):
 
 @contextlib.contextmanager
 def _timeouts():
-    """Give every request a timeout, and keep urllib3 from logging signed addresses on retries."""
+    """Give every request a timeout, and keep urllib3 from logging signed URLs on retries."""
     from requests.adapters import HTTPAdapter  # late: it comes with the client
 
     send, logger = HTTPAdapter.send, logging.getLogger("urllib3")
@@ -169,7 +169,7 @@ class _Output(io.TextIOBase):
 
 
 def scrub(text, secrets=()):
-    """Return `text` without the secrets, authorization headers, and logins and signatures in addresses."""
+    """Return `text` without the secrets, authorization headers, and logins and signatures in URLs."""
     for secret in secrets:
         text = text.replace(secret, "…")
     return _HEADER.sub(r"\1 …", _LOGIN.sub("…@", _QUERY.sub(r"\1?…", text)))

@@ -1,4 +1,4 @@
-"""`download`: fetch a solution's files from Kaggle and unpack the archives, which are not trusted, resumably."""
+"""`download`: fetch a solution's files from Kaggle and unpack the untrusted archives; interrupted calls can resume."""
 
 import os
 import time
@@ -44,7 +44,7 @@ def fetch(kind, slug, folder, again=False):
     done = _read_done(folder / DONE)
     if slug in done and not again and not archive.exists():
         date, files = done[slug].get("date"), done[slug]["files"]
-        if sum(len(names) for _, _, names in os.walk(folder, followlinks=True)) > files:  # DONE is one more
+        if sum(len(names) for _, _, names in os.walk(folder, followlinks=True)) > files:  # the folder also holds DONE
             log.info(f"{target}: complete since {date}, {files:,} files (--again downloads it again)")
             return
         log.info(f"{target}: was complete on {date}, but some of its {files:,} files are gone")

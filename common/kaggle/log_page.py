@@ -1,4 +1,4 @@
-"""`log`: print all submissions, and plot offline against leaderboard scores on a page."""
+"""`log`: print all submissions, and write a page that plots offline scores against leaderboard scores."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from common.report.plots import BLUE, INK, ORANGE, add_legend_above, make_axes, 
 
 PAGE = LOG.with_suffix(".html")
 ORDER = ["date", "run", "cv", "public", "private", "message", "rows", "git", "sha256"]  # the most important first
-FEW = 3  # submissions with both scores; fewer do not show agreement
+FEW = 3  # minimum number of submissions with both scores to speak of agreement
 
 
 def log_tool(*, out: Path = PAGE):
@@ -39,7 +39,7 @@ def log_tool(*, out: Path = PAGE):
 
 
 def format_log(table):
-    """Return the log (a table of strings) for reading: cv and its interval in one column, hashes cut."""
+    """Return the log (a table of strings) in readable form: cv and interval in one column, shortened hashes."""
 
     def short(text):
         value = pd.to_numeric(text, errors="coerce")
@@ -55,7 +55,7 @@ def format_log(table):
 
 
 def describe_agreement(numbers):
-    """Return a sentence on how often a higher cv came with a higher public score (Kendall's pairs)."""
+    """Return a sentence on how many pairs of submissions cv and public score rank alike (Kendall's pairs)."""
     both = numbers[["cv", "public"]].dropna().to_numpy()
     if len(both) < FEW:
         return f"{len(both)} with both scores: too few to compare."
@@ -67,7 +67,7 @@ def describe_agreement(numbers):
 
 @styled
 def plot_cv_against_lb(numbers):
-    """Return a scatter plot of cv (with interval) against leaderboard scores as SVG, None without any pair."""
+    """Return a scatter plot (SVG) of cv, with interval, against leaderboard scores; None if there are no pairs."""
     known = numbers[numbers["cv"].notna() & (numbers["public"].notna() | numbers["private"].notna())]
     if known.empty:
         return None

@@ -1,4 +1,4 @@
-"""`notebook`: write a notebook that predicts on Kaggle with a bundled run, without internet, or that trains there."""
+"""`notebook`: write a notebook that predicts on Kaggle with a bundled run and without internet, or trains there."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from common.paths import read_json, write_json, write_text
 INFERENCE, TRAINING = "inference.ipynb", "training.ipynb"
 METADATA = "kernel-metadata.json"
 
-IMAGES, RUN = "OWNER/YOUR-IMAGES", "YOUR-RUN"  # placeholders for the user's own, as bundle.DATASET
+IMAGES, RUN = "OWNER/YOUR-IMAGES", "YOUR-RUN"  # placeholders for the user's names, like bundle.DATASET
 INSTALL = """\
 import os
 import subprocess
@@ -123,9 +123,9 @@ def write_training_notebook(folder, solution, source, preset, hours, options, da
 
 
 def write_inference_notebook(folder, solution, source, run, dataset, images=None):
-    """Write inference.ipynb and kernel-metadata.json for the run of this name in the bundle `dataset`, owner/name.
+    """Write inference.ipynb and kernel-metadata.json for the run called `run` in the bundle `dataset`, owner/name.
 
-    images: the dataset to predict; None for the competition's test images, or a placeholder where there are none.
+    images: the dataset to predict; None: the competition's test images, or a placeholder if it has none.
     """
     images = images or (IMAGES if source.kind == "none" else None)
     text = (
@@ -142,7 +142,7 @@ def write_inference_notebook(folder, solution, source, run, dataset, images=None
 
 
 def _say_placeholders(*names):
-    """Return a sentence about the placeholders among these names, "" without any."""
+    """Return a sentence about the placeholders among `names`, "" if there are none."""
     known = {"OWNER": "your name on Kaggle", RUN: "the name of your run", "YOUR-IMAGES": "your dataset of radiographs"}
     found = [f"`{name}` ({what})" for name, what in known.items() if any(name in (each or "") for each in names)]
     return f"\n\n**A template.** Replace {' and '.join(found)}." if found else ""
@@ -157,7 +157,7 @@ def _fill(cells, solution, dataset, **values):
 
 
 def _write(folder, file, text, code, solution, source, name, dataset, images=None, resume=False):
-    """Write a notebook of nbformat 4.5 (a text, then cells of code by name) and its settings for Kaggle."""
+    """Write a notebook in nbformat 4.5 (a text, then code cells by name) and its settings for Kaggle."""
     cells, extra = [_make_cell("markdown", "about", text)], {"execution_count": None, "outputs": []}
     cells += [_make_cell("code", cell, lines) | extra for cell, lines in code.items()]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

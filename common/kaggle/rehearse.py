@@ -1,4 +1,4 @@
-"""A local test of a notebook for Kaggle: with the packages of Kaggle's image, from the bundle alone, without network.
+"""Test a Kaggle notebook locally, with only the packages of Kaggle's image and of the bundle, and without network.
 
 Every attempt of Python code to open an internet socket is refused and recorded.
 """
@@ -22,7 +22,7 @@ from common.kaggle.bundle import DATASET, write_bundle
 from common.kaggle.notebook import IMAGES, INFERENCE, write_inference_notebook
 from common.kaggle.wheels import IMAGE
 
-JUPYTER = ("ipykernel", "pip", "psutil")  # in the image too
+JUPYTER = ("ipykernel", "pip", "psutil")  # packages that the image has as well
 CLOSED = """
 import os, socket, sys
 
@@ -41,8 +41,8 @@ sys.addaudithook(refuse)
 def rehearse(solution, source, run, data, folder, export):
     """Bundle a finished run, execute its notebook on a stand-in for Kaggle's machine and return the executed file.
 
-    data: the competition's folder, to be mounted, or one of images where there is no competition; folder: for all
-    files; those of an earlier call are removed; export: as in `bundle_tool`. Raises InputError if the notebook fails,
+    data: the competition's folder, to be mounted, or a folder of images if there is no competition. folder: for all
+    files; those of an earlier call are removed. export: as in `bundle_tool`. Raises InputError if the notebook fails,
     warns or tries to use the network, or if its submission is not identical to the run's.
     """
     import nbformat
@@ -77,7 +77,7 @@ def rehearse(solution, source, run, data, folder, export):
 
 
 def make_machine(folder):
-    """Make an environment in `folder` of the installed packages that Kaggle's image has; return its Python's path."""
+    """Make an environment in `folder` with the installed packages that Kaggle's image has; return its Python."""
     packages, image = folder / "image", folder / "venv"
     packages.mkdir(parents=True)
     for name in _find_dependencies([*IMAGE.packages, *JUPYTER]):
@@ -93,7 +93,7 @@ def make_machine(folder):
 
 
 def _find_dependencies(names):
-    """Return the names of the installed distributions among these and their dependencies, sorted."""
+    """Return the sorted names of the installed distributions among `names` and their dependencies."""
     found, pending = set(), list(names)
     while pending:
         name = canonicalize_name(pending.pop())
@@ -116,9 +116,9 @@ def find_warnings(book):
 
 
 def execute(notebook, python, folder, inputs, more=()):
-    """Execute a notebook file, and `more` code cells after its own, with this Python and `inputs` mounted.
+    """Execute a notebook file, then the code cells in `more`, with the interpreter `python` and `inputs` mounted.
 
-    Returns the executed notebook, the folder with its output, and the attempts to use the network, one a line.
+    Returns the executed notebook, the folder with its output, and attempts to use the network, one per line.
     """
     import nbformat  # late: not in Kaggle's bundle, and slow
     from jupyter_client.manager import KernelManager
@@ -142,9 +142,9 @@ def execute(notebook, python, folder, inputs, more=()):
         "NETWORK_ATTEMPTS": str(attempts),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "IPYTHONDIR": str(folder / "ipython"),
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # of tqdm: Kaggle's image has ipywidgets
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's warning; Kaggle's image has ipywidgets
     }
-    with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most 107 characters
+    with tempfile.TemporaryDirectory() as short:  # socket paths are limited to 107 characters
         manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{short}/k")
         manager.kernel_spec_manager.kernel_dirs = [str(spec.parent)]
         client = NotebookClient(book, km=manager, timeout=600, resources={"metadata": {"path": str(working)}})

@@ -19,9 +19,9 @@ from common.post.boxes import BOX
 from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
 
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
-RESERVE = 0.25  # hours between the stop of training and the end of the session, for the verbs after it
+RESERVE = 0.25  # hours that the verbs after training have until the end of the session
 SAVING = 1 / 12  # hours that Kaggle has to save the output
-TIMED_OUT = -1  # instead of a status
+TIMED_OUT = -1  # takes the place of an exit status
 RUN = "run"  # folder of the run in WORKING
 
 
@@ -39,7 +39,7 @@ def open_bundle(bundle, run):
 
 
 def read_images(source, ids, size=None, markers=None, folder=None):
-    """Return these images of the mounted competition, or of `folder`, by id, uint8 (H, W), as squares of `size`."""
+    """Return images of the mounted competition, or of `folder`, by id, uint8 (H, W); with `size`, as squares."""
     files = find_images(folder or source.find_file(names=markers).parent)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
@@ -48,7 +48,7 @@ def read_images(source, ids, size=None, markers=None, folder=None):
 
 
 def display_gallery(items, overlay=outline_overlay):
-    """Show pictures in the notebook; items and overlay as in common.report.gallery."""
+    """Show a gallery in the notebook; items and overlay are those of common.report.gallery."""
     from IPython.display import HTML, display  # late: only notebooks have it
 
     display(HTML(str(gallery(items, overlay=overlay))))
@@ -71,10 +71,10 @@ def display_boxes(source, found, names, count=4, size=None, folder=None):
 def train_in_session(solution, preset, hours, options=(), working=WORKING, inputs=KAGGLE_INPUT):
     """Run or continue a preset within the session's `hours`; return whether it is finished.
 
-    Training stops RESERVE before the end; a step still running SAVING before the end is killed, which is safe because
-    files are written atomically. The output of an earlier version among the inputs is continued. Several GPUs are used
-    through torchrun. Decoded images are kept out of the working folder, whose size is limited. options: further words
-    of the command line. Raises InputError if the run fails or its output is too large.
+    Training stops RESERVE hours before the end. A step that still runs SAVING hours before the end is killed, which is
+    safe because files are written atomically. If an earlier version's output is among the inputs, it is continued.
+    Several GPUs are used through torchrun. Decoded images stay out of the working folder, whose size is limited.
+    options: further words of the command line. Raises InputError if the run fails or its output is too large.
     """
     check(hours > RESERVE, f"hours must be above {RESERVE:g}, not {hours:g}")
     run = _find_run(Path(working) / RUN, solution, preset, inputs)
@@ -88,7 +88,7 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
     log.info(f"{run}: {used / 1e9:.2f} GB of {OUTPUT_LIMIT / 1e9:.0f} GB of output")
     if used > OUTPUT_LIMIT:
         raise InputError(f"{run}: {used / 1e9:.2f} GB are above the output's limit; name fewer --folds a version")
-    # torchrun has one status for all failures; the log of an earlier version does not count
+    # torchrun has one exit status for all failures, so read the log, without an earlier version's part
     if status in (STOPPED, TIMED_OUT) or (status and launch and "stopped: " in _read_log(run)[len(earlier) :]):
         log.info("not finished: save this version, add its output to the notebook's inputs and run it again")
         return False
@@ -97,7 +97,7 @@ def train_in_session(solution, preset, hours, options=(), working=WORKING, input
 
 
 def _find_run(run, solution, preset, inputs):
-    """Return `run`, if new a copy of the most advanced earlier output of this preset among the inputs."""
+    """Return `run`; a new run starts as a copy of this preset's most advanced earlier output among the inputs."""
     if (run / "config.json").is_file():
         return run
     found = []
@@ -113,7 +113,7 @@ def _find_run(run, solution, preset, inputs):
     shutil.copytree(earlier, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
     for path in [run, *run.rglob("*")]:  # Kaggle's mounts are read-only
         os.chmod(path, path.stat().st_mode | 0o200)
-    shutil.copyfile(earlier / "config.json", run / "config.json")  # last, so that an interrupted copy is repeated
+    shutil.copyfile(earlier / "config.json", run / "config.json")  # last, so an interrupted copy is repeated
     log.info(f"{run}: continues {earlier}")
     return run
 

@@ -1,4 +1,4 @@
-"""Resumable unpacking of untrusted zip archives: no path outside the folder, no links, no bombs."""
+"""Resumable unpacking of untrusted zip archives: no paths outside the folder, no links, no zip bombs."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.errors import InputError, log
 
 STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when complete
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others zipfile unpacks whole blocks: gigabytes
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others, zipfile unpacks gigabytes at once
 MAX_FILES = 3_000_000  # entries; all limits include inner zips
 MAX_DEPTH = 30  # folders within folders
 MAX_BYTES = 2 * 10**12  # unpacked
@@ -50,7 +50,7 @@ class _Unpacked:
 def unpack(archive, folder):
     """Unpack a zip into `folder`, and zips inside it into folders of their own names; return (files, bytes).
 
-    Equal files are kept. Raises DamagedArchive, UnsafeArchive and InputError; an unusable inner zip is kept.
+    Existing equal files are kept. Raises DamagedArchive, UnsafeArchive and InputError; an unusable inner zip is kept.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def unpack(archive, folder):
             unpacked.append(path)
     finally:
         shutil.rmtree(done.root / STAGING, ignore_errors=True)
-    for path in unpacked:  # last, because a restart needs them until everything is unpacked
+    for path in unpacked:  # removed last, because a restart needs them until everything is unpacked
         path.unlink()
     return files, size
 
@@ -151,7 +151,7 @@ def _extract_all(source, entries, archive, prefix, root):
 
 
 def _is_there(path, entry):
-    """Return whether a file equals the archive's: same size, and same time or content."""
+    """Return whether a file equals the archive's entry: same size, and same time or content."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != entry.file_size:
         return False
     if path.stat().st_mtime == _time(entry):

@@ -34,7 +34,7 @@ def _open_log(path=LOG):
     """Yield the log's table and write it back afterwards, locked against other processes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself, which each write replaces
+    with open(path.with_name(f".{path.name}.lock"), "w") as handle:  # not the log itself, which every write replaces
         lock(handle, path, "writing", wait=True)
         table = read_log(path)
         yield table
@@ -153,7 +153,7 @@ def send(slug, submission, row, wait, again=False):
 def _submit(slug, submission, description, mark, again):
     """Send the file unless Kaggle already has it; return the refs of its earlier submissions, to be ignored."""
     known = _list_submissions(slug, mark)
-    if known and not again:  # sent from another folder, or by a process that died before logging it
+    if known and not again:  # sent from another folder, or by a process that died before logging
         log.info(f"Kaggle has this file since {known[0].date:%Y-%m-%d %H:%M}; it is not sent again (--again does)")
         return set()
     older = {entry.ref for entry in known}
@@ -170,7 +170,7 @@ def _submit(slug, submission, description, mark, again):
             log.info(f"{limits.num_allowed_now} submissions remaining today")
         return older
     ends = time.monotonic() + (ARRIVAL if isinstance(problem, TransientError) else 0)
-    while True:  # the file may have arrived even if the answer was lost
+    while True:  # the file may have arrived even if the response was lost
         if any(entry.ref not in older for entry in _list_submissions(slug, mark)):
             log.info("the client ended in an error, but Kaggle lists the submission")
             return older
@@ -187,12 +187,12 @@ def _list_submissions(slug, mark):
 
 
 def _wait_for_score(slug, row, mark, older, minutes):
-    """Poll for the score until it is there, and log it, or until the time is over."""
+    """Poll for the score and log it; give up when the time is over."""
     start, pause, last = time.monotonic(), POLL, None
     while True:
         try:
             found = [entry for entry in _list_submissions(slug, mark) if entry.ref not in older]
-        except TransientError as error:  # the file is sent and logged, so this is no failure
+        except TransientError as error:  # no failure, since the file is sent and logged
             log.info(str(error))
             found = []
         status = found[0].status.name if found else "not listed yet"

@@ -1,4 +1,4 @@
-"""Wheels of a bundle: our own, and those of packages that Kaggle's image lacks."""
+"""Wheels of a bundle: this project's own, and those of packages that Kaggle's image lacks."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
-# all named, because pip before 25 does not treat a newer manylinux as including older ones
+# all are named, because pip before 25 does not treat a newer manylinux as including older ones
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64")
 
 
-# Versions: Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt); pydicom is in Kaggle's own list
-# (Kaggle/docker-python, kaggle_requirements.txt), which names no version: the newest at that date.
+# Versions are those of Colab's base image (googlecolab/backend-info, pip-freeze.gpu.txt). pydicom is in Kaggle's own
+# list (Kaggle/docker-python, kaggle_requirements.txt), which names no version; ours was the newest at that date.
 IMAGE_PACKAGES = """
     torch==2.11.0 torchvision==0.26.0 timm==1.0.27 huggingface-hub==1.17.0 albumentations==2.0.8
     opencv-python-headless==4.13.0.92 scikit-learn==1.6.1 scipy==1.16.3 numpy==2.0.2 pandas==2.2.2 pyarrow==18.1.0
@@ -81,7 +81,7 @@ def fetch_wheels(folder, python, requirements, image=IMAGE):
                     raise InputError(f"{name}: {fetched[name]} is in the bundle, but {wanted} is needed as well")
             elif name in image.packages and wanted.specifier.contains(image.packages[name], prereleases=True):
                 there.add(name)
-            elif name == "torch":  # gigabytes, and bound to the machine's drivers
+            elif name == "torch":  # it has gigabytes and depends on the machine's drivers
                 raise InputError(f"the notebook's image has torch {image.packages['torch']}, but {wanted} is needed")
             else:
                 missing[name] = missing.get(name, wanted.specifier) & wanted.specifier
@@ -114,7 +114,7 @@ _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "Name
 
 
 def _run_python(words, problem, folder=None, **variables):
-    """Run Python with these arguments; if it fails, raise InputError with `problem` and the reason in one line."""
+    """Run Python with the arguments `words`; if it fails, raise InputError with `problem` and a one-line reason."""
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ | variables, check=False
     )

@@ -1,4 +1,4 @@
-"""ROC curves and calibration of several classes, each in a panel of its own; see `plots`."""
+"""ROC curves and calibration with one panel per class; see `plots`."""
 
 import itertools
 
@@ -14,10 +14,10 @@ PANELS_PER_ROW = 4
 
 @styled
 def roc_panels(truth, scores, names):
-    """Plot the ROC curves of each class in a panel of its own, one line per run, with their areas.
+    """Plot ROC curves in one panel per class, with one line per run and its area under the curve.
 
     truth: (N, C) of 0 and 1; scores: a dict from a run's name to (N, C); names: of the C classes. Rows with NaN are
-    left out class by class, and so are classes in which one of the outcomes does not occur.
+    left out class by class. Classes without positives or without negatives are left out.
     """
     curves = {}
     for (c, name), (run, values) in itertools.product(enumerate(names), scores.items()):
@@ -42,10 +42,10 @@ def roc_panels(truth, scores, names):
 
 @styled
 def reliability_panels(truth, probs, names, n_bins=15):
-    """Plot the reliability curve of each class in a panel of its own, with the expected calibration error.
+    """Plot reliability curves in one panel per class, with the expected calibration error.
 
     truth: (N, C) of 0 and 1; probs: (N, C) in [0, 1]; names: of the C classes. Rows with NaN are left out class by
-    class. A panel ends where its curve ends, since most findings are rare.
+    class. A panel's axes end where its curve ends, since most findings are rare.
     """
     columns = {name: finite_rows(truth[:, c], probs[:, c]) for c, name in enumerate(names)}
     curves = {name: calibration.reliability(y, p, n_bins) for name, (y, p) in columns.items() if len(y)}
@@ -65,7 +65,7 @@ def reliability_panels(truth, probs, names, n_bins=15):
 
 
 def _make_panels(items, x_label, y_label):
-    """Return a figure and a square panel per item, labelled at the figure's edges."""
+    """Return a figure with one square panel per item; axis labels are at the figure's edges."""
     columns = min(PANELS_PER_ROW, len(items))
     rows, side = -(-len(items) // columns), 1.62 if len(items) > 1 else 2.8
     figure, axes = make_axes(0.6 + (side + 0.13) * rows, 0.5 + side * columns, nrows=rows, ncols=columns, squeeze=False)

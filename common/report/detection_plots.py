@@ -44,7 +44,7 @@ def bars(names, values, label):
 
 @styled
 def location_maps(boxes, columns=5, cells=48):
-    """Plot heat maps of the boxes of each class: how many cover each of `cells` × `cells` points of the image.
+    """Plot one heat map per class: how many boxes cover each of `cells` × `cells` points of the image.
 
     `boxes` maps names to float (n, 4), x_min, y_min, x_max, y_max as fractions of the image's width and height.
     """

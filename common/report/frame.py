@@ -54,7 +54,7 @@ def step_section(job, step, title, fragments):
 
 
 def synthetic_note(run):
-    """Return the warning about the scores of synthetic images, None for a run on real ones."""
+    """Return a warning about scores on synthetic images, None for a run on real images."""
     if not run.step("prepare")["synthetic"]:
         return None
     return page.note("Synthetic radiographs: the scores only show that the pipeline works.", "warning")

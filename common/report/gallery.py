@@ -10,8 +10,8 @@ from common.report.page import Html, figure, grid, join, note
 # Green and orange of the Okabe–Ito palette (Color Universal Design, 2008), brightened for grey pictures.
 TRUTH = (0, 200, 145)
 PREDICTION = (255, 140, 0)
-MOST_BOXES = 5  # of a picture
-HEAT = 0.6  # share of the colours where a heat map is highest
+MOST_BOXES = 5  # per picture
+HEAT = 0.6  # opacity of the colours where a heat map is highest
 
 
 def outline_overlay(image, truth=None, prediction=None, size=384):
@@ -42,7 +42,7 @@ def _draw_outline(rgb, mask, colour, thickness):
 
 
 def box_overlay(image, truth=(), prediction=(), size=384):
-    """Return the radiograph with named boxes, true ones green and thick, predicted ones orange and thin on top.
+    """Return the radiograph with labelled boxes, true ones green and thick, predicted ones orange and thin on top.
 
     `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels.
     Returns uint8 RGB with the longer side `size` pixels.
@@ -51,10 +51,10 @@ def box_overlay(image, truth=(), prediction=(), size=384):
 
 
 def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
-    """Return the radiograph under the colours of a heat map, with boxes as in `box_overlay`.
+    """Return the radiograph overlaid with the colours of a heat map, with boxes as in `box_overlay`.
 
-    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over it:
-    transparent at 0, then violet to yellow.
+    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over the image
+    and is transparent at 0, then violet to yellow.
     """
     image, heat = image_and_heat
     rgb = outline_overlay(image, size=size)
@@ -73,13 +73,13 @@ def _draw_boxes(rgb, shape, truth, prediction, size):
             x_min, y_min, x_max, y_max = np.round(np.asarray(box, float) * scale).astype(int).tolist()
             cv2.rectangle(rgb, (x_min, y_min), (x_max, y_max), colour, thickness, cv2.LINE_AA)
             labels += [(text, x_min, y_max if below else y_min, below, colour)] if text else []
-    for label in labels:  # last, so that no box crosses a label
+    for label in labels:  # drawn last, so that no box crosses a label
         _draw_label(rgb, *label, letter=size / 900)
     return rgb
 
 
 def _draw_label(rgb, text, x, y, below, colour, letter):
-    """Write a text on a black box, which keeps it readable: OpenCV 5 spaces thicker letters wider, so no outline."""
+    """Write a text on a black box to keep it readable; outlines fail because OpenCV 5 spaces thicker letters wider."""
     (width, height), rest = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, letter, 1)
     x = int(np.clip(x + 1, 1, max(1, rgb.shape[1] - width - 1)))
     y = int(np.clip(y + (height + 4 if below else -4), height + 1, rgb.shape[0] - 3))
@@ -88,16 +88,16 @@ def _draw_label(rgb, text, x, y, below, colour, letter):
 
 
 def to_jpeg(rgb, quality=80):
-    """Return a picture, uint8 RGB (H, W, 3), as JPEG bytes; colour at full resolution keeps thin lines sharp."""
+    """Return a picture, uint8 RGB (H, W, 3), as JPEG bytes; chroma is not subsampled, so thin lines stay sharp."""
     options = cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
     return cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes()
 
 
 def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", "prediction")):
-    """Return a grid of small radiographs under a title and a legend of the colours in them.
+    """Return a grid of small radiographs under a title and a legend of their colours.
 
-    `items`: (image, truth, prediction, caption) as in `overlay`, which is `outline_overlay`, `box_overlay` or
-    `heat_overlay`; truth and prediction may be None; `names`: theirs in the legend. A picture takes about 25 kB.
+    `items`: (image, truth, prediction, caption), the first three as in `overlay`: `outline_overlay`, `box_overlay` or
+    `heat_overlay`. Truth and prediction may be None; `names`: theirs in the legend. A picture takes about 25 kB.
     """
     items = list(items)
     if not items:
@@ -116,9 +116,9 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
 
 
 def box_gallery(images, found, rows, title, names):
-    """Return the pictures of images with their true boxes, if labelled, and at most MOST_BOXES of the `found` ones.
+    """Return pictures of images with their true boxes, if labelled, and at most MOST_BOXES of the boxes in `found`.
 
-    images: an Images with the table boxes.parquet; rows: of its table, `note` is for the caption; names: classes.
+    images: an Images with the table boxes.parquet; rows: of its table, `note` goes into the caption; names: classes.
     """
     true, items = images.tables.get("boxes.parquet"), []
     for _, row in rows.iterrows():
@@ -136,7 +136,7 @@ def box_gallery(images, found, rows, title, names):
 
 
 def best_boxes(job, found, names):
-    """Return the number of boxes in a detection table of test images, and pictures of those with the highest scores."""
+    """Return a text with the number of boxes in a detection table, and pictures of its highest scoring test images."""
     best = found.groupby("image_id")["score"].max().nlargest(8).index
     rows = job.images.table.set_index("image_id", drop=False).loc[best]
     text = f"{len(found):,} boxes on {found['image_id'].nunique():,} images."
@@ -144,7 +144,7 @@ def best_boxes(job, found, names):
 
 
 def augmented_gallery(data, captions, count=4, size=200):
-    """Return pictures of the images of a Dataset, plain and under `count` draws of its augmentation; with captions."""
+    """Return pictures of the first images of a Dataset, one per caption, plain and with `count` augmentations each."""
     items = []
     for index, caption in enumerate(captions):
         draws = {index: caption} | {(index, index * count + k): f"augmented, draw {k + 1}" for k in range(count)}
@@ -164,7 +164,7 @@ def cached_arrays(path, key, compute):
         with np.load(path) as file:
             if str(file["key"]) == key:
                 return {name: file[name] for name in file.files if name != "key"}
-    except Exception:  # absent or damaged, for which numpy and zlib raise many kinds of errors
+    except Exception:  # absent or damaged: numpy and zlib raise many kinds of errors
         pass
     arrays = compute()
     with atomic_path(path) as temporary:

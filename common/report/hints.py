@@ -1,4 +1,4 @@
-"""Hints computed from a run's results: what to try next, each with the option that does it, in backticks."""
+"""Hints computed from a run's results: what to try next, each with its command-line option in backticks."""
 
 from numbers import Real
 
@@ -6,9 +6,9 @@ from common.network import section_of
 from common.paths import read_json
 from common.report.page import interval_text
 
-MOST = 3  # on a page
-FEW = 6  # epochs under which an early best one says nothing
-EARLY = 1 / 3  # of a training: a best epoch before it is early
+MOST = 3  # hints on a page
+FEW = 6  # with fewer epochs, an early best one means nothing
+EARLY = 1 / 3  # a best epoch within this share of the training is early
 
 
 def find_hints(job, trainings, scores, own):
@@ -24,7 +24,7 @@ def find_hints(job, trainings, scores, own):
 
 
 def _differing_folds(scores, config):
-    """Say so if the intervals of the best and the worst fold share no value."""
+    """Yield a hint if the intervals of the best and the worst fold do not overlap."""
     known = list(scores.dropna().itertuples())
     best, worst = max(known, key=lambda one: one.low, default=None), min(known, key=lambda one: one.high, default=None)
     if best and best.low > worst.high:
@@ -36,7 +36,7 @@ def _differing_folds(scores, config):
 
 
 def _epochs(config, networks, trainings):
-    """Say where the best epoch of a stage was the last one in most folds, or an early one in all."""
+    """Yield a hint for each stage whose best epoch was the last one in most folds, or an early one in all."""
     options = {n.stage: (section_of(config, n), n.config) for n in networks if not n.starts_from}
     for stage, (option, fit) in options.items():
         best = [one.best for one in trainings if one.stage == stage and one.best]
@@ -52,7 +52,7 @@ def _epochs(config, networks, trainings):
 
 
 def _ends_of_grids(config, rule):
-    """Say where the chosen rule has the lowest or the highest of the values tried; 0 and 1 have none beyond them."""
+    """Yield a hint for each setting of the rule at an end of its grid, unless it is 0 or 1, the limits of its range."""
     parts = {part: vars(getattr(config, part)) for part in ("decision", "fusion") if rule and hasattr(config, part)}
     for part, name, values in ((part, *pair) for part, grids in parts.items() for pair in grids.items()):
         chosen = rule.get(name)

@@ -1,7 +1,7 @@
-"""The report: one self-contained HTML file, made of fragments that escape the text they are given.
+"""The report: one self-contained HTML file, made of fragments whose text is escaped.
 
-A plain string among fragments is text: it is escaped and becomes a paragraph. Only `Html`, which the functions here
-return, is inserted as it is.
+A plain string among fragments is escaped and becomes a paragraph. Only `Html`, which the functions here return, is
+inserted as it is.
 """
 
 import base64
@@ -21,7 +21,7 @@ from common.paths import write_text
 
 METRICS = {"ap": "AP", "auroc": "AUROC", "dice": "Dice", "iou": "IoU", "map": "mAP", "mcc": "MCC"}
 METRICS["map_coco"] = "mAP of COCO"
-BESIDE, LARGE = 4, 9  # columns of a table that fits beside another one, and in the usual letters
+BESIDE, LARGE = 4, 9  # columns of a table that fit beside another table, and in the usual font size
 
 
 class Html(str):
@@ -90,7 +90,7 @@ def cards(items):
 
 
 def items(texts):
-    """Return a list of texts, in which what stands between backticks is code."""
+    """Return a list of texts, in which parts between backticks are formatted as code."""
     inner = re.sub("`([^`]+)`", r"<code>\1</code>", "".join(f"<li>{_escape(text)}</li>" for text in texts))
     return Html(f"<ul>{inner}</ul>")
 
@@ -101,13 +101,13 @@ def note(text, kind="info"):
 
 
 def rules_table(rule, part_rules):
-    """Return the table of decision rules (dicts): each part's, then the submission's."""
+    """Return the table of decision rules (dicts): one per part, then the submission's."""
     rules = {f"part {part}": each for part, each in part_rules.items()} | {"the submission": rule}
     return pd.DataFrame([{"used for": name, **each} for name, each in rules.items()])
 
 
 def nested_note(nested_by, metric, not_nested):
-    """Return the note that says how the score was measured, and what it would be without nesting."""
+    """Return the note that says how the score was measured, and what the score would be without nesting."""
     how = f"Nested by {nested_by}: each part of the images is scored with a rule chosen on the others."
     return note(f"{how} Chosen and scored on the same images, the {metric} would be {not_nested:.4f}.")
 
@@ -115,8 +115,8 @@ def nested_note(nested_by, metric, not_nested):
 def figure(image, caption):
     """Return a picture with its caption: PNG or JPEG bytes as a data URI, our own SVG bytes (see `plots`) inline.
 
-    A click enlarges it: the picture follows a check box, since the page has no scripts. `image` None, which a plot
-    returns when there is nothing to draw, gives a note instead.
+    A click enlarges the picture, by a check box before it since the page has no scripts. A plot with nothing to draw
+    returns None; `image` None gives a note instead of a picture.
     """
     if image is None:
         return note(f"{caption}: nothing to show yet.")
@@ -132,7 +132,7 @@ def figure(image, caption):
 
 def _inline_svg(image, alt):
     svg = image[image.index(b"<svg ") :].decode()
-    # ids are global on a page, so those of each drawing get a prefix
+    # ids are global on a page, so each drawing's ids get a prefix of their own
     prefix = "f" + hashlib.sha256(image).hexdigest()[:8] + "-"
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
@@ -162,8 +162,8 @@ def key_values(values):
 def table(frame, caption="", formats=None, limit=100):
     """Return a table of the columns of `frame` (without its index), numbers aligned to the right.
 
-    `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. Beyond
-    `limit` rows the table is cut, which the caption says.
+    `formats` maps a column to a format specification such as ".3f"; other values are formatted by `as_text`. A table
+    with more than `limit` rows is cut, and the caption says so.
     """
     if len(frame) == 0:
         return note(f"{caption or 'Table'}: no rows yet.")
@@ -179,11 +179,11 @@ def table(frame, caption="", formats=None, limit=100):
 
 
 def _column(column, spec):
-    """Return a column's cells as text and whether they are numbers, blanks aside; counts stay whole beside a blank."""
+    """Return a column's cells as text, and whether all but blanks are numbers; counts beside blanks stay integers."""
     values = [None if as_text(value) in ("", "–") else value for value in column.tolist()]
     given = [value for value in values if value is not None]
     numeric = pd.api.types.is_numeric_dtype(column) or (given and all(isinstance(value, Real) for value in given))
-    # pandas makes counts beside a blank floats; a column of nothing but 0 and 1 may hold scores
+    # in pandas, a blank turns counts into floats; a column of only 0 and 1 may hold scores and is left alone
     if numeric and len(given) < len(values) and max(given, default=0) > 1 and all(v % 1 == 0 for v in given):
         values = [None if value is None else int(value) for value in values]
     return [as_text(v) if spec is None or v is None else format(v, spec) for v in values], bool(numeric)
@@ -195,14 +195,14 @@ def _row(tag, values, numeric):
 
 
 def _escape(value):
-    # HTML forbids control codes; surrogates, from file names that are not UTF-8, cannot be encoded
+    # HTML forbids control codes, and surrogates (from file names that are not UTF-8) cannot be encoded
     return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "�", as_text(value)))
 
 
 def write_page(path, title, subtitle, fragments):
     """Write the page to `path` atomically; `fragments` are sections, other fragments and plain text.
 
-    The file is self-contained: its content security policy forbids scripts and all addresses but data URIs.
+    The file is self-contained: its content security policy forbids scripts and all URLs except data URIs.
     """
     links, body = [], []
     for fragment in fragments:

@@ -32,7 +32,7 @@ styled = matplotlib.rc_context(
 
 
 def make_axes(height=2.8, width=4.7, **options):
-    """Return a figure of that many inches and its axes; `options` as of `Figure.subplots`."""
+    """Return a figure of `width` × `height` inches and its axes; `options` are those of `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots(**options)
@@ -49,7 +49,7 @@ def to_svg(figure):
 
 
 def finite_rows(*columns):
-    """Return the columns, (N,) each, as floats without the rows in which any of them is not finite."""
+    """Return the columns, (N,) each, as floats, without rows in which any value is not finite."""
     columns = np.array(columns, float)
     return columns[:, np.isfinite(columns).all(0)]
 
@@ -110,7 +110,7 @@ def learning_curves(history, chosen=None):
 
 @styled
 def mean_curves(histories):
-    """Plot the figures of histories (tables of one length) that have a twin train_<name>: mean ± standard deviation."""
+    """Plot mean ± standard deviation over histories (equally long tables) of metrics that also have a train_<name>."""
     names = [name for name in histories[0] if f"train_{name}" in histories[0]]
     if not names:
         return None
@@ -149,7 +149,7 @@ def confusion_matrix(counts, labels):
 def score_with_interval(rows, label="score", reference=None):
     """Plot estimates with their intervals, one line each with its values; `rows` are (name, estimate, low, high).
 
-    A row without a finite estimate is left out. Otherwise as `forest`.
+    A row without a finite estimate is left out. Otherwise like `forest`.
     """
     rows = [(name, np.array(values, float)) for name, *values in rows]  # None becomes NaN
     rows = [row for row in rows if np.isfinite(row[1][0])]
@@ -158,10 +158,10 @@ def score_with_interval(rows, label="score", reference=None):
 
 @styled
 def forest(runs, names, label="AUROC", reference=None):
-    """Plot estimates with their intervals, one line per name with one dot per run; a single run also in numbers.
+    """Plot estimates with their intervals, one line per name and one dot per run; a single run also gets numbers.
 
-    runs: a dict from a run's name to (N, 3) of estimate, low and high; names: of the N lines. What is not finite is not
-    drawn. reference: a score to compare with, as a dashed line.
+    runs: a dict from a run's name to (N, 3) of estimate, low and high; names: of the N lines. Values that are not
+    finite are not drawn. reference: a score to compare with, drawn as a dashed line.
     """
     runs = {run: np.array(values, float).reshape(-1, 3) for run, values in runs.items()}
     if not any(np.isfinite(values[:, 0]).any() for values in runs.values()):
@@ -219,7 +219,7 @@ def threshold_surface(grid, x, y, value, chosen):
 
 @styled
 def line_with_peak(x, y, x_label, y_label, peak=None):
-    """Plot a score by setting, (N,) each, with the setting nearest `peak`, by default the best, marked."""
+    """Plot a score by setting, (N,) each, and mark the setting nearest to `peak` (default: the best one)."""
     x, y = finite_rows(x, y)
     if len(x) == 0:
         return None
@@ -254,7 +254,7 @@ def lr_finder_plot(lrs, losses, suggestion):
 def histogram(groups, label, bins=40, threshold=None):
     """Plot the distribution of each group over common bins; `groups` maps names to values (N,), NaN left out.
 
-    Each group sums to 100 %, so that groups of different sizes compare. `threshold` is drawn as a dashed line.
+    Each group sums to 100 %, so that groups of different sizes are comparable. `threshold` is drawn as a dashed line.
     """
     groups = {name: finite_rows(values)[0] for name, values in groups.items()}
     groups = {name: values for name, values in groups.items() if len(values)}

@@ -1,4 +1,4 @@
-"""Sections about out-of-fold predictions that are the same in every solution: classes, calibration, worst errors."""
+"""Sections on out-of-fold predictions that all solutions share: classes, calibration and worst errors."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,8 @@ from common.metrics import calibration
 from common.metrics.classification import auroc, confusion_counts, recall, specificity
 from common.report import class_plots, page, plots
 
-IMAGES, PIXELS = 100, 2000  # whose calibration is plotted, and of each
-WEAK = 0.65  # AUROC under which a gate drops too many images by mistake
+IMAGES, PIXELS = 100, 2000  # images in the calibration of pixels, and pixels of each
+WEAK = 0.65  # a gate with a lower AUROC drops too many images by mistake
 LISTED = 5000  # images whose ids a page lists
 
 
@@ -17,7 +17,7 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     """Return a table of the classes and plots of their probabilities: ROC curve, calibration, both outcomes.
 
     truth: (n, C) of 0 and 1; probs: (n, C); names: of the C classes; folds, patients: (n,), by which thresholds are
-    chosen. A single class also gets the confusion matrix at the probability `cut`.
+    nested. With `cut` (for a single class), also returns the confusion matrix at this probability.
     """
     nested = "folds" if len(np.unique(folds)) > 1 else "halves"
     folds = folds if nested == "folds" else make_folds(truth, 2, patients)
@@ -51,9 +51,9 @@ CALIBRATION = "Calibration out of fold, with the expected calibration error"
 
 
 def pixel_calibration(maps, mask, names=("pixels",)):
-    """Return the calibration of mask probabilities as a figure, from random pixels of some of the images.
+    """Return a figure of the calibration of mask probabilities, from random pixels of some of the images.
 
-    maps: uint8 (n, h, w) or (n, C, h, w), p × 255; mask(position) -> (H, W) or (C, H, W): 0, 1, or others for unknown.
+    maps: uint8 (n, h, w) or (n, C, h, w), p × 255; mask(position) -> (H, W) or (C, H, W): 0, 1, other values: unknown.
     """
     rng, truth, probs = np.random.default_rng(0), [], []
     for k in range(0, len(maps), max(1, -(-len(maps) // IMAGES))):
@@ -69,6 +69,6 @@ def pixel_calibration(maps, mask, names=("pixels",)):
 
 
 def worst_errors(table, text, *pictures):
-    """Return the section of the worst errors: pictures, and a table of every image, the worst one first."""
+    """Return the section on the worst errors: pictures, and a table of all images, worst first."""
     listed = page.table(table.reset_index(drop=True), limit=LISTED)
     return page.section("Worst errors", text, *pictures, page.details("Every image, to search for an id", listed))

@@ -1,4 +1,4 @@
-"""The trainings of a run on its page: what each fold scored, kept and took, learning curves, averaging variants."""
+"""The page's section on trainings: scores, epochs kept, time and memory by fold, learning curves, weight averages."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Training:
     """One training of the run: its fold's folder and its stage. Epochs count from 1.
 
     kept: first and last epoch of the final weights, or (); best: the epoch with the best metric, or None; variants:
-    rows of the table of averages. All three are empty while the training is going on.
+    rows of the table of weight averages. All three are empty until the training has finished.
     """
 
     folder: str
@@ -51,7 +51,7 @@ def _read(folder):
 
 
 def training_section(trainings, experiments, scores):
-    """Return the section of the trainings, those of `experiments` (prefixes of stages) collapsed; None without any.
+    """Return the section on trainings, with those of `experiments` (stage prefixes) collapsed; None if there are none.
 
     scores: a table of fold, images, estimate, low and high; None while nothing is scored.
     """
@@ -61,7 +61,7 @@ def training_section(trainings, experiments, scores):
     means = []
     for stage in dict.fromkeys(one.stage for one in own):
         histories = [one.history for one in own if one.stage == stage]
-        shortest = min(map(len, histories))  # of trainings that are still going on
+        shortest = min(map(len, histories))  # some trainings may not have finished
         drawn = plots.mean_curves([each[:shortest] for each in histories]) if shortest > 1 < len(histories) else None
         if drawn:
             means.append(page.figure(drawn, f"{stage}: mean over {len(histories)} folds, ± one standard deviation"))
