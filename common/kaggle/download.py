@@ -50,7 +50,7 @@ def fetch(kind, slug, folder, again=False):
         log.info(f"{target}: was complete on {date}, but some of its {files:,} files are gone")
     partial = Path(f"{archive}{PARTIAL}")
     try:
-        # a zip has its table of contents at the end
+        # the table of contents is at the end of a zip, so an incomplete one is no zip file
         if partial.exists() or not zipfile.is_zipfile(archive):
             log.info(f"{target}: downloading to {archive}")
             with connect(target, needs_account=kind == "competition") as api:

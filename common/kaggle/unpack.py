@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common.errors import InputError, log
 
-STAGING = ".kaggle-unpack"  # in the folder: files are written there and moved when complete
+STAGING = ".kaggle-unpack"  # name in the folder; files are written there and moved when complete
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others, zipfile unpacks gigabytes at once
 MAX_FILES = 3_000_000  # entries; all limits include inner zips
 MAX_DEPTH = 30  # folders within folders

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from common.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+ROOT = Path(__file__).resolve().parents[2]  # root of the checkout
 # all are named, because pip before 25 does not treat a newer manylinux as including older ones
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)), "manylinux2014_x86_64")
 

@@ -40,7 +40,7 @@ def read_competition(job):
     Table: file_name (as in the label table), official (train_val, test, or "" for neither list), nih.GROUPS and the 14
     LABELS (0/1, -1 unknown). Further tables: truth_boxes.parquet with image_id, row, label (0 … 13) and BOX (pixels of
     NIH's 1024 × 1024 image); with --boxes, further_boxes.parquet with the same columns. about: facts about labels and
-    lists, with said (one line), test_name (describes the test images) and structures (list of what weights features).
+    lists, with said (one line), test_name (of the test images), structures (those that weight features, or None).
     """
     options, config = job.options, job.config
     path = KAGGLE.find_file(

@@ -78,7 +78,7 @@ class _Case(NamedTuple):
     person: int  # seed of the anatomy
     patient: int
     visit: int  # counts the patient's images
-    labels: tuple  # in the order in which they are drawn
+    labels: tuple  # in drawing order
     view: str
 
     @property

@@ -79,7 +79,7 @@ def read_test_images(data, test, taken=()):
 
 
 def read_exclusions(path, table):
-    """Return the reasons why --exclude leaves out rows of `table`, by its index; reasons are the file's column 2."""
+    """Return why --exclude leaves out each row of `table` ("" if not); column 2 of the list gives reasons."""
     stems = table["file_name"].map(strip_suffix)
     rows = read_list(path, known={*stems, *table["image_id"]})
     reasons = rows[rows.columns[1]] if rows.shape[1] > 1 else pd.Series("", rows.index)
@@ -136,7 +136,7 @@ def _read(path, places):
 
 
 def _index_images(folder, places=()):
-    """Return stem → paths of the images below a folder, without those of other collections in `places`."""
+    """Return the paths of the images below a folder by stem, without images of other collections in `places`."""
     found, others = {}, {place.resolve() for place in places} - {folder.resolve()}
     for path in list_images(folder, skip=lambda path: path.resolve() in others):
         found.setdefault(strip_suffix(path.name), []).append(path)

@@ -80,7 +80,7 @@ def auroc_interval(label, probability, patients, seed=0):
 
 
 def summarise(oof, cuts, seed=0):
-    """Return the content of score.json from the table of `with_truth` and the thresholds `cuts` of role main images."""
+    """Return the content of score.json; oof: of `with_truth`; cuts: thresholds of its images with the role main."""
     main = oof[oof["role"] == "main"]
     check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
 
@@ -116,7 +116,7 @@ def same_source(oof, seed=0):
 
 
 def _fall(oof, seed):
-    """Return the AUROC of the role main minus that of the home collections, with the same patients resampled."""
+    """Return the AUROC of images with the role main minus that of home collections, resampling the same patients."""
     y, probs, patients = (oof[name].to_numpy() for name in ("label", "probability", "patient_id"))
     parts = [(oof["role"] == "main").to_numpy(), oof["home"].to_numpy(bool)]
 

@@ -49,7 +49,7 @@ def read_competition(job):
     excluded = read_exclusions(Path(config.exclude), table) if config.exclude else ""
     selection = select(table, config.selection, config.seed, excluded)
     test = read_test_images(options.data, options.test, selection["image_id"])
-    if options.test is None:  # the list is beside the tables, and uses their patient numbers
+    if options.test is None:  # the list lies beside the tables and uses their patient numbers
         listed = set(test["patient_id"]) - {""}
         own = [patient.removeprefix(f"{name} ") for patient, name in selection[["patient_id", "collection"]].to_numpy()]
         seen = (selection["reason"] == "") & selection["home"] & pd.Series(own, selection.index).isin(listed)
@@ -168,7 +168,7 @@ def add_lungs(job, listing, store):
 
 
 def can_predict(table, config):
-    """Return which images can be predicted, bool (N,): with usable lungs, or readable if whole images are used."""
+    """Return which images can be predicted, bool (N,): those with usable lungs, or readable ones for whole images."""
     return table["usable" if config.view == "lungs" else "ok"].to_numpy(bool)
 
 
@@ -202,7 +202,7 @@ def assign_roles(table, config):
 
 
 def draw_evenly(collections, count, seed):
-    """Return which of N images are drawn, bool (N,): `count`, with equal shares of all large enough collections."""
+    """Draw `count` of N images, equally many per collection as far as it has them; return a mask, bool (N,)."""
     rng, drawn = np.random.default_rng([seed, 3]), np.zeros(len(collections), bool)
     names, sizes = np.unique(collections, return_counts=True)
     for place, k in enumerate(np.argsort(sizes, kind="stable")):  # small ones first, since larger ones make up for them

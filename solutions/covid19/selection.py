@@ -13,7 +13,7 @@ from sklearn.neighbors import radius_neighbors_graph
 from common.errors import log
 from solutions.covid19.layouts import NO_FINDING
 
-SIDE = 16  # of the hash: 256 bits
+SIDE = 16  # side of the hash, which has 256 bits
 
 
 def select(table, config, seed, excluded=""):

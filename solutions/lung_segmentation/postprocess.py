@@ -1,4 +1,4 @@
-"""Turn probabilities into lung masks, score them, and turn masks into the box that a classifier looks at.
+"""Turn probabilities into lung masks, score the masks, and turn them into boxes that classifiers crop.
 
 A mask is bool or uint8 (height, width) with a single non-zero value; returned masks are uint8 of 0 and 1. Regions are
 8-connected. A box is (x_min, y_min, x_max, y_max) in whole pixels, ends exclusive. config.py gives the sources.
@@ -25,7 +25,7 @@ from .config import CLOSINGS, DILATIONS, GATE_AREA, MARGIN, MARGIN_BOTTOM, ONE_L
 # Smaller regions never count as a lung: Liu et al. use only the distance to the centre, so a speck beside the spine
 # could win over the second lung. In 642 hand-drawn masks (Montgomery, Shenzhen) the smaller lung covers at least 1.8 %
 # of the image and a tenth of the larger lung. Lungs under a third of the other are dropped anyway.
-LEAST_SHARE, LEAST_OF_LARGEST = 0.005, 0.1  # of the image, of the largest region
+LEAST_SHARE, LEAST_OF_LARGEST = 0.005, 0.1  # share of the image, share of the largest region
 
 
 class Verdict(NamedTuple):
