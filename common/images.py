@@ -159,6 +159,8 @@ def prepare_images(job, recipe, announce=None):
     key = _images_key(tables_key, listing.table, store)
     _check_trainings(job, "images_key", key)
 
+    inputs = [*listing.inputs, options.id_map, options.test, options.fold_table]
+    run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
     run.forget("prepare")  # the files below are incomplete until the step is recorded
     table, train = listing.table, listing.table[listing.table["fold"] >= 0]
     write_table(run.path("images.parquet"), table)
@@ -168,8 +170,6 @@ def prepare_images(job, recipe, announce=None):
     save_folds(run.path("folds.csv"), train["image_id"].tolist(), train["fold"].to_numpy(), patients, note)
     write_submission(run.path(SAMPLE), listing.sample)
     _report_left_out(job, listing.left_out)
-    inputs = [*listing.inputs, options.id_map, options.test, options.fold_table]
-    run.describe(config.seed, [path for path in inputs if path is not None and path.is_file()])
     if not trainings(run):
         job.keep_config()
     run.record(

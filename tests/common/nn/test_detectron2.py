@@ -121,7 +121,7 @@ class Attack:
 
 
 def test_what_is_refused_in_one_line(zoo, tmp_path, capsys):
-    with pytest.raises(InputError, match="a ResNet of Detectron2; it needs --detector"):
+    with pytest.raises(InputError, match="a ResNet of Detectron2, which needs --detector"):
         faster_rcnn("resnet26", 14, 96, zoo[0], channels=64)
     path = tmp_path / "w.pkl"
     with pytest.raises(InputError, match="stride_in_1x1: belongs to a ResNet of bottlenecks"):
