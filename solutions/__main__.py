@@ -9,6 +9,7 @@ if sys.platform == "win32":
     sys.exit(2)
 # set before the imports that read them
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations would query the registry at import
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make torch crawl where cores are shared
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")  # fewer progress lines in a log file
 
