@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
 
 from common.errors import InputError, check, log
 from common.metrics.statistics import format_interval
-from common.paths import atomic_path
+from common.paths import atomic_path, make_folder
 from common.trained import ABOUT, Trained, clear_export, read_about
 
 CARD_FILE = "README.md"
@@ -52,7 +52,7 @@ def pull(repo: str, /, *, out: Path):
     """
     exported = Trained.open(fetch(repo_of(repo) or repo))
     clear_export(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name in (*exported.files, *[CARD_FILE] * (exported.folder / CARD_FILE).is_file(), ABOUT):
         with atomic_path(out / name) as temporary:
             shutil.copyfile(exported.folder / name, temporary)

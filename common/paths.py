@@ -21,6 +21,14 @@ _SAFE_ID = re.compile(r"\w([\w .,()+@&=~#%'-]*[\w.,()+@&=~#%'-])?")
 LEASE = "lease.json"  # held by the process that works in a folder, see common.train.queue
 
 
+def make_folder(folder):
+    """Create a folder, and those above it, unless it exists. Raises InputError where none can be, such as in /proc."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no folder can be created there") from None
+
+
 @contextmanager
 def atomic_path(path):
     """Yield a temporary path next to `path` that is renamed to `path` when the block succeeds.
@@ -30,7 +38,7 @@ def atomic_path(path):
     disk, gets the name of `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # of fixed length, since names have a limit
     temporary = path.with_name(f".cxr-{mark}-{os.getpid()}.tmp{path.suffix[:20]}")
     try:
@@ -222,7 +230,7 @@ def lock_folder(folder, doing):
 
     Raises InputError, saying what the other process is `doing`, if the folder is locked already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         lock(handle, folder, doing)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.config import digest, file_hash, to_dict
 from common.errors import InputError, check, log
-from common.paths import lock, read_json, remove_leftovers, write_json
+from common.paths import lock, make_folder, read_json, remove_leftovers, write_json
 from common.processes import is_main
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33}
@@ -41,7 +41,7 @@ class Run:
         self._new = [each for each in (self.folder, *self.folder.parents) if not each.exists()]
         if not self._new and any(self.folder.iterdir()) and not any((self.folder / name).exists() for name in MARKS):
             raise InputError(f"--out {folder}: holds other files and no run; name an empty or a new folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock, self.joined = None, False
         if is_main():
             self._lock = self._open_lock()

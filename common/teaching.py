@@ -21,6 +21,7 @@ from common.images import trainings
 from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
 from common.listing import FURTHER
+from common.options import LESSONS
 from common.paths import read_parquet, write_table
 from common.post.boxes import BOX, iou_matrix
 from common.predictions import prediction_files, read_predictions
@@ -42,13 +43,16 @@ def find_lessons(job):
     for kind in KINDS:
         folder, lessons[kind] = getattr(job.options, kind), job.run.step(kind)
         if job.run.joined:
-            asked = str(folder.resolve()) if folder else named.get(kind)
+            asked, record = str(folder.resolve()) if folder else named.get(kind), lessons[kind] or {}
             where = f"the process that works in {job.run.folder}"
             check(
-                asked in (None, (lessons[kind] or {}).get("run")),
+                asked in (None, record.get("run")),
                 f"--{kind} {folder or asked}: {where} has no predictions of this teacher, or not yet; "
                 "start it again later",
             )
+            for name, value in _settings(job.options, kind).items() if folder else ():
+                told = f"--{kind}-{name} {value:g}: {where} uses {record.get(name, value):g}; give both the same"
+                check(record.get(name, value) == value, told)
         if folder is not None and not job.run.joined:
             lessons[kind] = _ask_teacher(job, kind, folder)
         elif lessons[kind] is not None:
@@ -59,11 +63,17 @@ def find_lessons(job):
 def name_teachers(job):
     """Record in a prepared run which teachers this command names, for processes that join before these have predicted.
 
-    Of an earlier command's, those that have not predicted are named in the log and forgotten.
+    Of an earlier command's, those that have not predicted are named in the log and forgotten. Raises InputError unless
+    all are runs of this solution.
     """
-    if job.run.joined or job.run.step("prepare") is None:
+    if job.run.joined:
         return
     before, now = job.run.step(NAMED) or {}, {k: f for k in KINDS if (f := getattr(job.options, k)) is not None}
+    for kind, folder in now.items():
+        with _open_teacher(job, kind, folder):
+            pass
+    if job.run.step("prepare") is None:
+        return
     for kind in KINDS:
         if kind in before and kind not in now and job.run.step(kind) is None:
             log.warning(
@@ -77,16 +87,13 @@ def name_teachers(job):
 def _ask_teacher(job, kind, folder):
     """Let the run in `folder` predict for each fold, unless it has; return the record."""
     option = f"--{kind} {folder}"
-    check(folder.resolve() != job.run.folder.resolve(), f"{option}: is the run itself; name a finished one")
-    settings = {"confidence": job.options.pseudo_confidence, "weight": job.options.pseudo_weight}
-    settings = settings if kind == "pseudo" else {"share": job.options.teacher_share}
-    machine = {"device": job.options.device, "workers": job.options.workers}
-    with open_run(job.recipe, type(job.config), folder, **machine) as teacher:
+    settings = _settings(job.options, kind)
+    with _open_teacher(job, kind, folder) as teacher:
         if not teacher.is_blend:
             teacher.refuse_derived()
+        if kind == "teacher" and "x_min" not in read_parquet(teacher.run.path("oof.parquet")):
+            del settings["confidence"]  # of boxes
         key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
-        if kind == "teacher" and "x_min" in read_parquet(teacher.run.path("oof.parquet")):
-            settings["confidence"] = job.options.teacher_confidence
         ranks = (teacher.run.step("blend") or {}).get("average") == "rank"
         check(not ranks, f"{option}: a blend of ranks, which are no probabilities")
         theirs, own = (each.images.about.get("classes") for each in (teacher, job))
@@ -98,6 +105,17 @@ def _ask_teacher(job, kind, folder):
                 what = f"{begun}: was trained without {option}, or before that changed"
                 raise InputError(f"{what}; give the run another --out, or delete the trainings in it")
         return run_step(job, step)
+
+
+def _open_teacher(job, kind, folder):
+    is_own = folder.resolve() == job.run.folder.resolve()
+    check(not is_own, f"--{kind} {folder}: is the run itself; name a finished one")
+    return open_run(job.recipe, type(job.config), folder, device=job.options.device, workers=job.options.workers)
+
+
+def _settings(options, kind):
+    """Return the values of a kind's own options, such as --pseudo-confidence and --pseudo-weight, by short name."""
+    return {each.removeprefix(f"{kind}_"): getattr(options, each) for each in LESSONS if each.startswith(f"{kind}_")}
 
 
 def _predict_folds(kind, teacher, settings, key, job):
@@ -170,7 +188,10 @@ def check_honest(teacher, job, fold, ids):
     for name, own in (("image_id", tests | {*held["image_id"]}), ("patient_id", {*held["patient_id"]} - {""})):
         for each in sorted(own & set(seen[name]))[:1]:
             what = f"its networks of fold {fold} were trained on {each}, which this run holds out"
-            raise InputError(f"{where}: {what}; give this run --fold-table {where / 'folds.csv'}")
+            raise InputError(
+                f"{where}: {what}; give this run --fold-table {where / 'folds.csv'} "
+                "(blends of runs with different folds cannot teach)"
+            )
 
 
 def _write_labels(job, kind, settings, ids, found, run):

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import InputError, log
+from common.paths import make_folder
 
 STAGING = ".kaggle-unpack"  # name in the folder; files are written there and moved when complete
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others, zipfile unpacks gigabytes at once
@@ -53,7 +54,7 @@ def unpack(archive, folder):
     Existing equal files are kept. Raises DamagedArchive, UnsafeArchive and InputError; an unusable inner zip is kept.
     """
     archive, folder = Path(archive), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     done = _Unpacked(folder.resolve(), os.path.getsize(archive))
     done.files.add(os.path.relpath(archive.resolve(), done.root))
     shutil.rmtree(done.root / STAGING, ignore_errors=True)  # left by a killed call

@@ -95,6 +95,8 @@ def masks(
             row["spread"] = round(share, 5)
             if verdict.ok and share > most_spread:
                 verdict = verdict._replace(ok=False, reason=f"spread {share:.3f}, above {most_spread:g}")
+        if verdict.ok and not mask.any():  # a tiny image, whose mask is lost when it is scaled down
+            verdict = verdict._replace(ok=False, reason="no lung left at the size of the image")
         row |= {"ok": verdict.ok, "reason": verdict.reason, "rle": encode(mask, ABSOLUTE)}
         planes = _small(image, parts.get("heart") if structures else None, mask)
         said = f"{image_id}: {verdict.reason or f'{verdict.area:.0%} lung'}"
@@ -197,7 +199,7 @@ def _apply(segmenter, images, out, kind, finish, report):
     check(rows, "none of the images could be used")
     table = pd.DataFrame(rows)
     write_csv(out / TABLES[kind], table)
-    log.info(f"{len(rows)} {kind} in {out}, {(~table['ok']).sum()} of them under the area gate; see {TABLES[kind]}")
+    log.info(f"{kind}: {len(rows):,} in {out}, {(~table['ok']).sum():,} rejected; see {TABLES[kind]}")
     report(table, problems, areas, pictures)
     return len(problems)
 

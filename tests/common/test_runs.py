@@ -54,6 +54,8 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     assert left == {"run/fold0/s/last.ckpt", "run/.mine.tmp", "run/.lock", "run/manifest.json"}
     (tmp_path / "run" / "manifest.json").unlink()
     (tmp_path / "run" / ".lock").unlink()
+    with pytest.raises(InputError, match="no folder can be created there"):
+        Run("/proc/x")
     with pytest.raises(InputError, match="holds other files and no run"):
         Run(tmp_path / "run")
     assert (tmp_path / "run" / ".mine.tmp").is_file() and not (tmp_path / "run" / ".lock").exists()

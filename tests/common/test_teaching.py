@@ -165,6 +165,9 @@ def test_who_joins_a_run_before_it_has_asked_its_teacher_does_not_train_without(
     job.run.joined = True
     job.run.record("pseudo", "", run=str(teacher.resolve()))
     assert teaching.find_lessons(job)["pseudo"]["run"] == str(teacher.resolve())
+    job.run.record("pseudo", "", run=str(teacher.resolve()), confidence=0.8, weight=0.5)
+    with pytest.raises(InputError, match=r"--pseudo-weight 1: the process that works in .*pupil uses 0\.5; give both"):
+        teaching.find_lessons(job)
     job.run.forget("pseudo")
     assert not run(tmp_path / "pupil", data, verbs=("train",)).lessons  # not named again, which the log says
     assert "named before, but it has not predicted" in caplog.text

@@ -36,6 +36,10 @@ def test_pseudo_labels(words, solution, command, refused, run_copy, sample, tmp_
     assert about["confidence"] == 0.005 and str(tmp_path) not in str(about)
     assert "was trained without --pseudo run, or" in refused("train", "--out", "pupil", "--pseudo", "run")
     assert "is the run itself" in refused("train", "--out", "run", "--pseudo", "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"solution": "another"}')
+    assert "not the configuration of a run of" in refused(*words, "--out", "early", "--teacher", "other")
+    assert not (tmp_path / "early").exists()  # refused before anything is read
     assert "was trained without --pseudo pupil" in refused("train", "--out", "run", "--pseudo", "pupil")
     assert command("refit", "pupil", "--out", "whole").status == 0
     (fold,) = read_json(tmp_path / "whole" / "config.json")["folds"]

@@ -88,6 +88,15 @@ def read(path):
     return pd.read_csv(path, dtype={"rle": str}, keep_default_na=False)
 
 
+def test_a_mask_that_scaling_down_has_emptied_is_rejected(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("one.png", np.full((1, 1), 9, np.uint8))  # the shipped network sees lungs in it
+    assert cli.main("lung_segmentation", config, dict, ["masks", "one.png", "--out", "out"], lambda _: tools.TOOLS) == 0
+    (row,) = read("out/masks.csv").itertuples()
+    assert (row.width, row.height) == (1, 1)
+    assert (row.ok, row.reason) == (False, "no lung left at the size of the image")
+
+
 def test_masks_of_a_folder(command, folder, tmp_path):
     done = command("masks in --out out")
     assert done.status == 4
@@ -97,7 +106,7 @@ def test_masks_of_a_folder(command, folder, tmp_path):
         "left out: in/text.png: not a DICOM, PNG or JPEG file",
     ]
     assert done.errors[-1] == "done, but 3 of the inputs could not be used; they are named above"
-    assert "3 masks in out, 1 of them under the area gate" in done.out
+    assert "masks: 3 in out, 1 rejected" in done.out
     names = ["a.png", "b.png", "masks.csv", "none.png", "problems.csv", "report.html"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     table = read("out/masks.csv")
@@ -209,7 +218,7 @@ def test_crops_come_from_the_original(command, tmp_path):
     one, _ = write_chest(tmp_path / "in" / "one.png", 512, 256, lungs=1)
     none, _ = write_chest(tmp_path / "in" / "none.png", 100, 90, lungs=0)
     done = command("crops in --out out")
-    assert done.status == 0 and "3 crops in out, 2 of them under the area gate" in done.out
+    assert done.status == 0 and "crops: 3 in out, 2 rejected" in done.out
     assert "two 33.33%" in done.out and "mirrored 33.33%" in done.out and "whole 33.33%" in done.out
     table = read("out/boxes.csv").set_index("image_id")
     # At 128 px the lungs span x 16 to 112, y 32 to 96; margins are 15 and 20 of 256, that is 8 and 10 px.
