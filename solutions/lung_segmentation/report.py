@@ -179,7 +179,8 @@ def _cross(job):
 def submission(job, record):
     """Return a note on where the masks are, and pictures of the first rejected and the first accepted ones."""
     test, rejected = read_parquet(job.run.path("test.parquet")), read_csv(job.run.path("rejected.csv"), dtype=str)
-    reasons = test["image_id"].map(rejected.set_index("image_id")["reason"]).fillna("")
+    reason_of = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
+    reasons = test["image_id"].map(lambda image_id: reason_of.get(image_id, ""))
     galleries = []
     for title, part in (("Rejected by the area gate", reasons != ""), ("First masks", reasons == "")):
         rows = test[part][:8]
