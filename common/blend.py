@@ -120,8 +120,7 @@ def blend_tool(recipe, config_class, read):
 
 def overlap_of(config):
     """Return the overlap above which boxes are fused: the first that a configuration's `fusion` tries, else IOU."""
-    fusion = getattr(config, "fusion", None)
-    return IOU if fusion is None else fusion.iou[0]
+    return getattr(getattr(config, "fusion", None), "iou", (IOU,))[0]  # some other `fusion` has none
 
 
 def with_one_detector(config):

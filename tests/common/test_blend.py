@@ -1,5 +1,6 @@
 """Which runs may not be blended: those whose networks saw the patients, and those of other images or labels."""
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from common.blend import Member, check_folds, check_same, overlap_of
 from common.errors import InputError
+from solutions.__main__ import NAMES
 
 IDS = ["a", "b", "c", "d", "t"]
 
@@ -63,3 +65,6 @@ def test_other_preparations_are_refused(changes, reason):
 def test_boxes_are_fused_at_the_first_overlap_of_the_run():
     assert overlap_of(SimpleNamespace(fusion=SimpleNamespace(iou=(0.4, 0.3)))) == 0.4
     assert overlap_of(SimpleNamespace(iou=(0.1, 0.3))) == 0.5  # RSNA's own, which `tune` chooses afterwards
+    for name in NAMES:
+        for config in import_module(f"solutions.{name}.config").PRESETS.values():
+            assert 0 < overlap_of(config) < 1  # `fusion` is something else in some solutions
