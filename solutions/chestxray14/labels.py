@@ -104,8 +104,10 @@ def read_lists(folder, ids):
         files = " and ".join(path.name for path in paths.values())
         raise InputError(f"{folder}: {len(both)} images are in both {files}, such as {both.iloc[0]}")
     official = all(names_digest(listed[part]) == DIGESTS[part] for part in LISTS)
-    whole = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797); scores are not the "
-    state = "the official lists, verified by the hash of their names" if official else f"{whole}benchmark's"
+    state = "the official lists, verified by the hash of their names"
+    if not official:
+        state = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797), so scores cannot be "
+        state += "compared with the benchmark's"
     return found.astype(str), {"official": official, "said": f"{' and '.join(texts)}: {state}"}
 
 
