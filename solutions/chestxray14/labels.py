@@ -106,8 +106,8 @@ def read_lists(folder, ids):
     official = all(names_digest(listed[part]) == DIGESTS[part] for part in LISTS)
     state = "the official lists, verified by the hash of their names"
     if not official:
-        state = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797), so scores cannot be "
-        state += "compared with the benchmark's"
+        whole = "not the whole official lists (86,524 images of 28,008 patients and 25,596 of 2,797)"
+        state = f"{whole}, so scores cannot be compared with the benchmark's"
     return found.astype(str), {"official": official, "said": f"{' and '.join(texts)}: {state}"}
 
 

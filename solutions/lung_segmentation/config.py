@@ -60,8 +60,8 @@ class NetworkConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.size >= 32 and self.size % 32 == 0, f"network.size {self.size}: need a multiple of 32")
-        check(min(self.decoder, default=1) > 0, f"network.decoder {self.decoder}: need channels for every stage")
+        check(self.size >= 32 and self.size % 32 == 0, f"network.size {self.size}: must be a multiple of 32")
+        check(min(self.decoder, default=1) > 0, f"network.decoder {self.decoder}: give channels for every stage")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class SegmenterConfig(OwnFit):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.size >= 32 and self.size % 32 == 0, f"segmenter.size {self.size}: need a multiple of 32")
+        check(self.size >= 32 and self.size % 32 == 0, f"segmenter.size {self.size}: must be a multiple of 32")
 
 
 @dataclass(frozen=True)

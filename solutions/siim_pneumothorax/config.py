@@ -66,7 +66,7 @@ class SegmenterConfig(FitConfig):
     def __post_init__(self):
         super().__post_init__()
         if not self.sizes or any(size % 32 for size in self.sizes):
-            raise InputError(f"segmenter.sizes {self.sizes}: need multiples of 32")
+            raise InputError(f"segmenter.sizes {self.sizes}: must be multiples of 32")
         if self.crop < 0 or self.crop % 32 or self.crop > min(self.sizes):
             raise InputError(f"segmenter.crop {self.crop}: must be a multiple of 32, at most the smallest size")
         if self.positive_weight != 1 and {self.loss, self.finer_loss} & {"tversky", "focal_tversky"}:

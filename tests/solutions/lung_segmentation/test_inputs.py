@@ -71,7 +71,7 @@ def a_photo(shape=(300, 400)):
     ("words", "said"),
     [
         ("run demo --out run --network.loss l1", "invalid choice 'l1'"),
-        ("run demo --out run --network.size 100", "need a multiple of 32"),
+        ("run demo --out run --network.size 100", "must be a multiple of 32"),
         ("run demo --out run --network.size 512", "store_size 128 is under the 512 px"),
         ("run demo --out run --datasets Chest", "invalid choice 'Chest'"),
         ("run demo --out run --structures heart", "invalid choice 'heart'"),
@@ -103,7 +103,7 @@ def test_words(words, said, data, tmp_path, refused, monkeypatch):
         ("--network.weights imagenet", "plain takes no encoder"),
         ("--network.encoder resnet18", "plain takes no encoder"),
         ("--network.decoder 8", "a width for every level"),
-        ("--network.decoder 0 8", "need channels for every stage"),
+        ("--network.decoder 0 8", "give channels for every stage"),
         ("--network.decoder 4 8 8 8 8 8 8 8", "this network needs multiples of 128"),
         ("--network.architecture vnet --network.encoder resnet18", "architecture 'vnet'"),
         ("--network.architecture unet --network.encoder resnet_5000", "resnet_5000"),

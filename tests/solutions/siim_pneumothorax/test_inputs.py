@@ -40,7 +40,7 @@ def an_image(data, split="train"):
         ("--segmenter.epoch 3", "did you mean --segmenter.epochs?"),
         ("--segmenter.loss l1", "invalid choice 'l1'"),
         ("--segmenter.lr nan", "lr must be above 0, not nan"),
-        ("--segmenter.sizes 100", "need multiples of 32"),
+        ("--segmenter.sizes 100", "must be multiples of 32"),
         ("--segmenter.positive-rate 0.5", "give two shares"),
         ("--segmenter.positives-only True", "leaves no negatives for a positive_rate"),
         ("--segmenter.loss tversky --segmenter.positive-weight 2", "does not apply to the loss tversky"),
