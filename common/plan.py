@@ -30,7 +30,7 @@ from common.listing import FURTHER, choose_images
 from common.network import section_of
 from common.predictions import predicting_networks
 from common.runs import Run
-from common.teaching import KINDS
+from common.teaching import teachers_of
 from common.train.passes import part_size
 from common.train.variants import BN_BATCHES
 
@@ -102,6 +102,7 @@ class Plan:
 
 def plan(job):
     """Print what the run would cost. Raises InputError, naming the option that mends it, if it cannot fit."""
+    teachers_of(job)  # refuses what is no run before anything is decoded
     found = estimate(job, job.recipe.read(job))
     print(json.dumps(as_dict(found), indent=1) if job.options.json else describe(job, found))
     if found.problems:
@@ -219,9 +220,8 @@ def measure_teachers(job, machine, counts, costs):
     """Return the seconds in which the teachers of all folds predict, and the bytes of their maps, float (2,)."""
     each, config = np.zeros(2), job.config
     n_images = {"pseudo": counts["test"], "teacher": counts["train"] * (1 - 1 / config.n_folds)}
-    for kind in KINDS:
-        if (folder := getattr(job.options, kind)) is not None:
-            each += n_images[kind] * np.array(_measure_teacher(job, folder, machine, costs))
+    for kind, folder in teachers_of(job).items():
+        each += n_images[kind] * np.array(_measure_teacher(job, folder, machine, costs))
     return len(config.folds) * each
 
 

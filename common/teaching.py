@@ -63,15 +63,12 @@ def find_lessons(job):
 def name_teachers(job):
     """Record in a prepared run which teachers this command names, for processes that join before these have predicted.
 
-    Of an earlier command's, those that have not predicted are named in the log and forgotten. Raises InputError unless
-    all are runs of this solution.
+    Of an earlier command's, those that have not predicted are named in the log and forgotten. Raises InputError like
+    `teachers_of`.
     """
     if job.run.joined:
         return
-    before, now = job.run.step(NAMED) or {}, {k: f for k in KINDS if (f := getattr(job.options, k)) is not None}
-    for kind, folder in now.items():
-        with _open_teacher(job, kind, folder):
-            pass
+    before, now = job.run.step(NAMED) or {}, teachers_of(job)
     if job.run.step("prepare") is None:
         return
     for kind in KINDS:
@@ -82,6 +79,18 @@ def name_teachers(job):
     job.run.forget(NAMED)
     if now:
         job.run.record(NAMED, "", **{kind: str(folder.resolve()) for kind, folder in now.items()})
+
+
+def teachers_of(job):
+    """Return the folders that --pseudo and --teacher name, by kind. Raises InputError unless all are other runs.
+
+    They must be runs of this solution in which no other process works.
+    """
+    found = {kind: folder for kind in KINDS if (folder := getattr(job.options, kind)) is not None}
+    for kind, folder in found.items():
+        with _open_teacher(job, kind, folder):
+            pass
+    return found
 
 
 def _ask_teacher(job, kind, folder):

@@ -40,6 +40,7 @@ def test_pseudo_labels(words, solution, command, refused, run_copy, sample, tmp_
     (tmp_path / "other" / "config.json").write_text('{"solution": "another"}')
     assert "not the configuration of a run of" in refused(*words, "--out", "early", "--teacher", "other")
     assert not (tmp_path / "early").exists()  # refused before anything is read
+    assert "is the run itself" in refused("plan", *words[1:], "--out", "run", "--teacher", "run")
     assert "was trained without --pseudo pupil" in refused("train", "--out", "run", "--pseudo", "pupil")
     assert command("refit", "pupil", "--out", "whole").status == 0
     (fold,) = read_json(tmp_path / "whole" / "config.json")["folds"]
