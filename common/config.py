@@ -105,6 +105,19 @@ class BoxConfig(FitConfig):
     def __post_init__(self):
         super().__post_init__()
         check(all(0 <= each <= 1 for each in (self.mosaic, self.mixup)), "mosaic, mixup: must lie in [0, 1]")
+        check_detector(self.architecture, self.size, self.channels)
+
+
+def check_detector(architecture, size, channels):
+    """Raise InputError unless a detector can have images of `size` pixels and a feature pyramid of `channels`."""
+    if architecture == "efficientdet":
+        check(size > 0 and size % 128 == 0, f"size {size}: EfficientDet needs a multiple of 128")
+        return
+    # below 96 px, a level is a single pixel, for which oneDNN's bfloat16 gradient of the next strided convolution is
+    # uninitialised memory (torch 2.15); below 64 channels, FCOS's group norm has one value per group
+    for what, number, least in (("size", size, 96), ("channels", channels, 64)):
+        if number < least or number % 32:
+            raise InputError(f"{what} {number}: a detector needs a multiple of 32, at least {least}")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from common.config import check_detector
 from common.errors import InputError, check
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
@@ -162,11 +163,7 @@ def _build_pyramid(backbone, strides, more, channels, size):
     name = timm_name(backbone)
     about = timm.get_pretrained_cfg(name)
     options = {"features_only": True} | ({"img_size": size} if about and about.fixed_input_size else {})
-    # below 96 px, a level is a single pixel, for which oneDNN's bfloat16 gradient of the next strided convolution is
-    # uninitialised memory (torch 2.15); below 64 channels, FCOS's group norm has one value per group
-    for what, number, least in (("size", size, 96), ("channels", channels, 64)):
-        if number < least or number % 32:
-            raise InputError(f"{what} {number}: a detector needs a multiple of 32, at least {least}")
+    check_detector("", size, channels)
     try:
         with torch.device("meta"):
             levels = timm.create_model(name, **options).feature_info.reduction()

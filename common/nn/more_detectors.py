@@ -8,6 +8,7 @@ import torch
 from torchvision.models import detection
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from common.config import check_detector
 from common.errors import InputError, check
 from common.extras import require_extra
 from common.nn.detectors import Detector, load_and_freeze
@@ -97,7 +98,7 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
     require_extra("efficientdet", "architecture efficientdet")
     from effdet import DetBenchPredict, DetBenchTrain, EfficientDet, get_efficientdet_config
 
-    check(size % 128 == 0, f"size {size}: EfficientDet needs a multiple of 128")
+    check_detector("efficientdet", size, channels)
     name, about = timm_name(backbone), get_efficientdet_config("tf_efficientdet_d0")
     about.update({"backbone_name": name, "num_classes": n_classes, "image_size": (size, size), "backbone_args": {}})
     about.update({"fpn_channels": channels, "max_det_per_image": per_image})

@@ -26,9 +26,9 @@ HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"
 TRIPLE = ["image_id", "class_id", "rad_id"]
 SMALL = dataclasses.replace(
     DEMO,
-    detector=dataclasses.replace(DEMO.detector, size=32),
+    detector=dataclasses.replace(DEMO.detector, size=96),
     healthy=dataclasses.replace(DEMO.healthy, size=32),
-    store_size=32,
+    store_size=96,
 )
 SIZES = {"a1": (64, 128), "b2": (100, 40), "c3": (50, 60), "d4": (80, 80), "t1": (96, 48), "t2": (33, 70)}
 # a1: R1 and R2 overlap by 38/42 > 0.4, R3 stands apart; class 11 has the box of R1 and is not fused with class 3.
@@ -181,14 +181,15 @@ def test_what_prepare_leaves(make):
 
 def test_boxes_in_the_stored_square(make):
     images = prepare(make())
-    boxes, labels = boxes_by_row(images)[0]  # 64 × 128 pixels in 32 × 32: x by a half, y by a quarter
+    boxes, labels = boxes_by_row(images)[0]  # 64 × 128 pixels in 96 × 96: x by 1.5, y by 0.75
     assert boxes.dtype == np.float32 and labels.dtype == np.int64 and labels.tolist() == [3, 3, 11]
-    np.testing.assert_allclose(boxes, [[5.5, 5, 25.5, 15], [0, 25, 10, 32], [5, 5, 25, 15]], rtol=1e-6)
-    boxes, labels = boxes_by_row(images)[1]  # 100 × 40: x by 0.32, y by 0.8
-    np.testing.assert_allclose(boxes, [[12.8, 8, 19.2, 16]], rtol=1e-6)
+    np.testing.assert_allclose(boxes, [[16.5, 15, 76.5, 45], [0, 75, 30, 96], [15, 15, 75, 45]], rtol=1e-6)
+    boxes, labels = boxes_by_row(images)[1]  # 100 × 40: x by 0.96, y by 2.4
+    np.testing.assert_allclose(boxes, [[38.4, 24, 57.6, 48]], rtol=1e-6)
     assert boxes_by_row(images).keys() == {0, 1}
     columns = images.store.images.mean(axis=1)  # MONOCHROME1 or not, every image brightens to the right
-    assert images.store.images.shape == (6, 32, 32) and (np.diff(columns) > 0).all()
+    assert images.store.images.shape == (6, 96, 96)
+    assert (np.diff(columns) >= 0).all() and (columns[:, -1] > columns[:, 0]).all()
 
 
 def test_truth_of_the_metric(make):
@@ -382,8 +383,8 @@ def test_the_real_radiographs(tmp_path, make):
     assert table["abnormal"].sum() == 164 and set(table.loc[table["split"] == "train", "raters"]) == {1}
     by_row = boxes_by_row(images)
     square = np.vstack([by_row[row][0] for row in images.rows() if row in by_row])
-    assert len(square) == len(boxes) and square.min() >= 0 and square.max() <= 32
-    back = square * np.tile(table.loc[boxes["row"], ["width", "height"]].to_numpy() / 32, 2)
+    assert len(square) == len(boxes) and square.min() >= 0 and square.max() <= 96
+    back = square * np.tile(table.loc[boxes["row"], ["width", "height"]].to_numpy() / 96, 2)
     np.testing.assert_allclose(back, boxes[BOX].to_numpy(), rtol=1e-5, atol=1e-3)
     truth = truth_of(images, images.rows())
     assert truth["image_id"].nunique() == 281 and (truth["class_id"] == 14).sum() == 117

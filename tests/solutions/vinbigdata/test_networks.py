@@ -251,7 +251,7 @@ def test_boxes_of_several_sizes_are_voters(job, images, detector, monkeypatch):
         with pytest.raises(InputError, match="tta_scales"):
             replace(CONFIG, tta_scales=scales)
     with pytest.raises(InputError, match="EfficientDet takes one size only"):
-        replace(CONFIG, members=("efficientdet-flip",), tta_scales=(0.5,))
+        replace(CONFIG, members=("efficientdet-flip@128",), tta_scales=(0.5,))
 
 
 def test_mosaics_of_the_training_rows(job, images):

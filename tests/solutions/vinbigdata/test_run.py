@@ -187,7 +187,10 @@ def test_options_that_cannot_be_are_refused_in_one_line(run_copy, refused):
         ("--members flip blur", "blur"),
         ("--members flip flip", "each once"),
         ("--members flip both", "fold 0 is not trained"),
-        ("--detector.size 0", "size must be at least 32"),
+        ("--detector.size 0", "size 0: a detector needs a multiple of 32, at least 96"),
+        ("--members flip fcos-flip@64", "size 64: a detector needs a multiple of 32, at least 96"),
+        ("--detector.channels 48", "channels 48: a detector needs a multiple of 32, at least 64"),
+        ("--healthy.size 16", "healthy.size must be at least 32 px"),
         ("--fusion.weights -1 1", "weights must be positive"),
         ("--decision.rule replace --decision.alpha 0.1 --decision.beta 0.5", "no rule to try"),
     ):

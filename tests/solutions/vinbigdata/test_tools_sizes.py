@@ -98,17 +98,17 @@ def test_copies_are_logged(caplog):
 
 SMALL = dataclasses.replace(
     DEMO,
-    detector=dataclasses.replace(DEMO.detector, size=50),
+    detector=dataclasses.replace(DEMO.detector, size=96),
     healthy=dataclasses.replace(DEMO.healthy, size=32),
-    store_size=50,
+    store_size=96,
 )
-# a and t: 100 wide, 200 high, as copies 50 × 50; b: 60 × 30 as 20 × 10. What a's box 20 40 60 120 covers is bright in
-# the copy at 10 10 30 30, and what t's would cover at 5 20 10 45.
+# a and t: 192 wide, 384 high, as copies 96 × 96; b: 60 × 30 as 20 × 10. What a's box 40 80 120 240 covers is bright in
+# the copy at 20 20 60 60, and what t's would cover at 10 40 20 90.
 TRAIN = """image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max
-a,Cardiomegaly,3,R1,20,40,60,120
+a,Cardiomegaly,3,R1,40,80,120,240
 b,No finding,14,R1,,,,
 """
-ORIGINALS = "image_id,dim0,dim1\na,200,100\nb,30,60\nt,200,100\n"
+ORIGINALS = "image_id,dim0,dim1\na,384,192\nb,30,60\nt,384,192\n"
 
 
 class Bright(torch.nn.Module):
@@ -128,9 +128,9 @@ def make(tmp_path, make_job):
     """`make(**options)`: a job on a competition of copies."""
     data = tmp_path / "data"
     for name, height, width, rectangle in [
-        ("train/a", 50, 50, np.s_[10:30, 10:30]),
+        ("train/a", 96, 96, np.s_[20:60, 20:60]),
         ("train/b", 10, 20, np.s_[:0]),
-        ("test/t", 50, 50, np.s_[20:45, 5:10]),
+        ("test/t", 96, 96, np.s_[40:90, 10:20]),
     ]:
         pixels = np.zeros((height, width), np.uint8)
         pixels[rectangle] = 255
@@ -152,44 +152,44 @@ def test_boxes_of_originals_on_copies_there_and_back(make, tmp_path, caplog, mon
     job = make(sizes=(originals,))
     images = prepare(job)
     assert "3 of 3 images differ in size from their originals, 2 of them in aspect ratio" in caplog.text
-    assert images.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
-    assert images.tables["boxes.parquet"][BOX].to_numpy().tolist() == [[20, 40, 60, 120]]
+    assert images.table[SIZES].to_numpy().tolist() == [["a", 192, 384], ["b", 60, 30], ["t", 192, 384]]
+    assert images.tables["boxes.parquet"][BOX].to_numpy().tolist() == [[40, 80, 120, 240]]
     boxes, labels = boxes_by_row(images)[0]
-    assert boxes.tolist() == [[10, 10, 30, 30]] and labels.tolist() == [3]  # times 50 / 100 and 50 / 200
-    assert (np.argwhere(images.store.images[0] > 128).min(axis=0) == 10).all()
+    assert boxes.tolist() == [[20, 20, 60, 60]] and labels.tolist() == [3]  # times 96 / 192 and 96 / 384
+    assert (np.argwhere(images.store.images[0] > 128).min(axis=0) == 20).all()
 
     monkeypatch.setattr(Network, "load", lambda self, run: Bright())
     found = predict_boxes(job, detector_network(SMALL, 0, "flip"), np.array([0, 2]))
     strings = prediction_strings(found, ["a", "b", "t"], images.table)
-    assert strings["PredictionString"].tolist() == ["3 1 20 40 60 120", "14 1 0 0 1 1", "3 1 10 80 20 180"]
+    assert strings["PredictionString"].tolist() == ["3 1 40 80 120 240", "14 1 0 0 1 1", "3 1 20 160 40 360"]
     assert str(originals) in (tmp_path / "run" / "manifest.json").read_text()
 
 
 def test_the_sizes_may_be_in_the_table_of_boxes(make, tmp_path):
-    more = table(tmp_path / "t.csv", "image_id,dim0,dim1\nt,200,100\n")
+    more = table(tmp_path / "t.csv", "image_id,dim0,dim1\nt,384,192\n")
     job = make(sizes=(tmp_path / "data" / "train.csv", more))
-    sides = ["width,height", "100,200", "60,30"]
+    sides = ["width,height", "192,384", "60,30"]
     rows = [f"{row},{more}" for row, more in zip(TRAIN.splitlines(), sides, strict=True)]
     table(job.options.data / "train.csv", "\n".join(rows))
     images = prepare(job)
-    assert images.table[SIZES].to_numpy().tolist() == [["a", 100, 200], ["b", 60, 30], ["t", 100, 200]]
-    assert boxes_by_row(images)[0][0].tolist() == [[10, 10, 30, 30]]
+    assert images.table[SIZES].to_numpy().tolist() == [["a", 192, 384], ["b", 60, 30], ["t", 192, 384]]
+    assert boxes_by_row(images)[0][0].tolist() == [[20, 20, 60, 60]]
 
 
 def test_without_the_sizes_the_boxes_do_not_fit(make):
     job = make()
-    table(job.options.data / "train.csv", TRAIN.replace("20,40,60,120", "60,140,90,190"))
-    with pytest.raises(InputError, match=r"row 2 \(a\): .* outside its image of 50 × 50 pixels; .* --sizes"):
+    table(job.options.data / "train.csv", TRAIN.replace("40,80,120,240", "60,140,90,190"))
+    with pytest.raises(InputError, match=r"row 2 \(a\): .* outside its image of 96 × 96 pixels; .* --sizes"):
         prepare(job)
 
 
 def test_other_sizes_are_other_trainings_and_other_predictions(make, tmp_path):
     first = table(tmp_path / "first.csv", ORIGINALS)
-    other = table(tmp_path / "other.csv", ORIGINALS.replace("t,200", "t,400"))
-    third = table(tmp_path / "third.csv", ORIGINALS.replace("a,200", "a,400"))
+    other = table(tmp_path / "other.csv", ORIGINALS.replace("t,384", "t,768"))
+    third = table(tmp_path / "third.csv", ORIGINALS.replace("a,384", "a,768"))
     before, again, after = (prepare(make(sizes=(path,))) for path in (first, first, other))
     assert (again.key, again.pixels_key) == (before.key, before.pixels_key)
     assert after.key == before.key and after.pixels_key != before.pixels_key  # boxes on t were in other pixels
     assert prepare(make(sizes=(third,))).key != before.key
     with pytest.raises(InputError, match=r"short\.csv: no width and height, in pixels, of image t"):
-        prepare(make(sizes=(table(tmp_path / "short.csv", ORIGINALS.replace("t,200,100\n", "")),)))
+        prepare(make(sizes=(table(tmp_path / "short.csv", ORIGINALS.replace("t,384,192\n", "")),)))
