@@ -110,8 +110,8 @@ def learning_curves(history, chosen=None):
 
 @styled
 def mean_curves(histories):
-    """Plot mean ± standard deviation over histories (equally long tables) of metrics that also have a train_<name>."""
-    names = [name for name in histories[0] if f"train_{name}" in histories[0]]
+    """Plot mean ± standard deviation over histories (equally long tables) of metrics with a train_<name> in all."""
+    names = [name for name in histories[0] if all({name, f"train_{name}"} <= {*each} for each in histories)]
     if not names:
         return None
     figure, axes = make_axes(2.6, 3.4 * len(names), ncols=len(names), squeeze=False)

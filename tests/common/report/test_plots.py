@@ -89,6 +89,7 @@ def test_mean_curves_have_a_panel_for_each_figure_that_is_measured_twice():
     (width, height), texts = _read(plots.mean_curves([one, other]))
     assert (width, height) == pytest.approx((72 * 6.8, 72 * 2.6))
     assert {"loss", "dice", "training", "validation", "epoch"} <= set(texts) and "lr" not in texts
+    assert "loss" not in _read(plots.mean_curves([one, other.drop(columns="train_loss")]))[1]
 
 
 def test_names_are_taken_literally():
