@@ -120,7 +120,6 @@ def train(job, network, later=()):
     network = with_rate(job, network)
     config, seed, folder = network.config, job.config.seed, network.folder(job.run)
     rows, held_out = network.rows(job, network.fold)
-    check(len(rows), f"fold{network.fold}/{network.stage}: no image to train on, or none with one of its classes")
     pupil, more, lesson = teach(job, network, held_out)
     sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
     before = [cached_hash(source.weights(job.run)) for source in sources]
@@ -180,6 +179,13 @@ def train(job, network, later=()):
         if on_epoch is not None:
             on_epoch(fitted.history.to_dict("records"))
     return fitted
+
+
+def check_images(job, networks):
+    """Raise InputError if a Network has no image to train on: before the first of them is trained."""
+    for network in networks:
+        rows, _ = network.rows(job, network.fold)
+        check(len(rows), f"fold{network.fold}/{network.stage}: no image to train on, or none with one of its classes")
 
 
 def save_memory(job, network, model):

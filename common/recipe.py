@@ -199,6 +199,8 @@ def train(job):
 def train_all(job, trainings):
     """Train these Networks, each after those that it needs, together with all other processes that work on the run."""
 
+    networks_of.check_images(job, trainings)
+
     def train_one(network):
         later = [one for one in trainings if one is not network and not one.is_finished(job.run)]
         networks_of.train(job, network, later[:: max(1, processes.count() // processes.world())])

@@ -13,6 +13,7 @@ from common.config import FitConfig
 from common.errors import InputError
 from common.images import prepare_images
 from common.network import find_learning_rates, other_folds, predict, seconds_to_come, to_device, train
+from common.recipe import train_all
 from common.train.checkpoint import load_weights
 from tests.toy import TOY, make_job, network, write_data
 
@@ -107,8 +108,10 @@ def test_a_network_that_gives_no_numbers_is_refused(job):
 
 
 def test_a_network_without_images_to_train_on_is_refused(job):
-    with pytest.raises(InputError, match=r"fold0/net: no image to train on"):
-        train(job, network(FIT, 0, rows=lambda job, fold: (np.zeros(0, int), job.images.rows(folds=[fold]))))
+    without = network(FIT, 1, rows=lambda job, fold: (np.zeros(0, int), job.images.rows(folds=[fold])))
+    with pytest.raises(InputError, match=r"fold1/net: no image to train on"):
+        train_all(job, [network(FIT, 0), without])
+    assert not job.run.path("fold0").exists()  # refused before the first training
 
 
 def test_a_step_of_its_own_takes_the_place_of_the_loss(job):
