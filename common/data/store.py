@@ -27,6 +27,7 @@ from common.data.grey import hash_pixels
 from common.errors import InputError, check
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_json
 
+LARGEST = 1 << 14  # largest side of stored images, in pixels; X-ray detectors have fewer
 VERSION = 3
 HEADER = 128  # bytes before the pixels of a .npy file
 COMMIT_SECONDS = 2.0  # work that is repeated after a kill, at most
@@ -86,10 +87,11 @@ def prepare_store(
     The store is written to `<folder>.partial`, which is renamed when complete. After an interruption at any moment, the
     next call continues and ends with the same bytes. A store that is damaged or made from other files (name, size or
     time changed) is replaced once the new one is complete. Raises InputError for undecodable images (listed together at
-    the end), a full disk, foreign files in `folder`, and if another process is preparing the same store.
+    the end), a size above LARGEST, a full disk, foreign files in `folder`, and a store that another process prepares.
     """
     folder = Path(folder).resolve()
     check(files, f"{folder}: no images to prepare")
+    check(0 < size <= LARGEST, f"{folder}: images of {size} px; the store holds 1 to {LARGEST} px")
     ids, paths = list(files), [Path(path) for path in files.values()]
     stamps = [time_stamp(path) for path in paths]
     allowed = frozenset(placeholder_ids) if on_bad_image == "placeholder" else frozenset()

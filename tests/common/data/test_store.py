@@ -279,6 +279,9 @@ def test_foreign_folders_and_second_processes_are_refused(tmp_path):
     prepare_store(files, tmp_path / "s", 16, progress=False)
     with pytest.raises(InputError, match="no images"):
         prepare_store({}, tmp_path / "s", 16)
+    for size in (0, 1 << 15, 10**30):
+        with pytest.raises(InputError, match=f"images of {size} px"):
+            prepare_store(originals(tmp_path / "more"), tmp_path / "s", size)
 
 
 def test_opening(tmp_path, capsys):
