@@ -74,7 +74,8 @@ class SegmenterConfig(FitConfig):
         if self.focal_weight != 1 and self.loss != "focal_dice":
             raise InputError(f"segmenter.focal_weight does not apply to the loss {self.loss}")
         if self.positives_only and self.positive_rate:
-            raise InputError("segmenter.positives_only leaves no negatives for a positive_rate")
+            remedy = "--segmenter.positive-rate without a value unsets it"
+            raise InputError(f"segmenter.positives_only leaves no negatives for a positive_rate; {remedy}")
         if len(self.positive_rate) not in (0, 2):
             raise InputError("segmenter.positive_rate: give two shares, at the start and at the end of training")
 
