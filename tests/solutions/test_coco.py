@@ -9,7 +9,9 @@ from common.paths import read_csv, read_json, read_parquet
 COCO = "trained/submission.coco.json"
 
 
-@pytest.mark.parametrize("solution", ["vinbigdata", "rsna_pneumonia"], indirect=True)
+@pytest.mark.parametrize(
+    "solution", ["rsna_pneumonia", pytest.param("vinbigdata", marks=pytest.mark.long)], indirect=True
+)
 def test_boxes_as_coco(run_copy, command, sample, tmp_path):
     exported = command("export", "run", "--out", "trained", "--coco")
     assert exported.status == 0, exported.errors
