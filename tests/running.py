@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from solutions.__main__ import main
 
@@ -17,6 +18,7 @@ def run_command(capsys, *words):
     """Run `python -m solutions <words>`; return its status, printed text, and lines of standard error."""
     capsys.readouterr()
     status = main(list(map(str, words)))
+    torch.set_grad_enabled(True)  # a stop may interrupt the end of no_grad(); the user's process ends with it
     said = capsys.readouterr()
     lines = re.split(r"[\r\n]+|(?=error: )", MOVES.sub("", said.err))
     errors = [line.strip() for line in lines if line.strip() and not BAR.search(line)]
