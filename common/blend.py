@@ -120,7 +120,7 @@ def blend_tool(recipe, config_class, read):
 
 def overlap_of(config):
     """Return the overlap above which boxes are fused: the first that a configuration's `fusion` tries, else IOU."""
-    return getattr(getattr(config, "fusion", None), "iou", (IOU,))[0]  # some other `fusion` has none
+    return getattr(getattr(config, "fusion", None), "iou", (IOU,))[0]  # a `fusion` that is a network has none
 
 
 def with_one_detector(config):

@@ -182,7 +182,7 @@ def train(job, network, later=()):
 
 
 def check_images(job, networks):
-    """Raise InputError if a Network has no image to train on: before the first of them is trained."""
+    """Raise InputError if one of the Networks has no image to train on."""
     for network in networks:
         rows, _ = network.rows(job, network.fold)
         check(len(rows), f"fold{network.fold}/{network.stage}: no image to train on, or none with one of its classes")

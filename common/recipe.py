@@ -199,7 +199,7 @@ def train(job):
 def train_all(job, trainings):
     """Train these Networks, each after those that it needs, together with all other processes that work on the run."""
 
-    networks_of.check_images(job, trainings)
+    networks_of.check_images(job, trainings)  # before the first one is trained
 
     def train_one(network):
         later = [one for one in trainings if one is not network and not one.is_finished(job.run)]
