@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -42,13 +43,22 @@ class Budget:
         if self.hours is None or threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGALRM, self._on_time)
+        before, hook = signal.signal(signal.SIGALRM, self._on_time), sys.unraisablehook
+
+        def once_more(ignored):  # Python ignores what is raised in a destructor
+            if isinstance(ignored.exc_value, Stopped):
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+            else:
+                hook(ignored)
+
+        sys.unraisablehook = once_more
         signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.deadline - time.monotonic()))
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            sys.unraisablehook = hook
 
     def _on_time(self, number, frame):
         if self.is_over() and not self.training and processes.is_main():  # the others notice that it ends

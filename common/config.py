@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import InputError, check
 
+LARGEST = 1 << 14  # largest side of stored images, in pixels; X-ray detectors have fewer
 Architecture = Literal["faster_rcnn", "retinanet", "fcos", "faster_rcnn_v2", "retinanet_v2", "rtdetr", "efficientdet"]
 Averaging = Literal["last", "best", "best_k", "window", "classic", "ema"]
 
@@ -157,6 +158,7 @@ def check_run(config, size):
     check_folds(config.folds, config.n_folds)
     check(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
     check(config.store_size >= size, f"store_size {config.store_size} is under the {size} px of a network")
+    check(config.store_size <= LARGEST, f"store_size {config.store_size}: at most {LARGEST} px")
 
 
 def to_dict(config):

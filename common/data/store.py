@@ -22,12 +22,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from common import processes
+from common.config import LARGEST
 from common.data.dicom import read_header, read_image_and_header
 from common.data.grey import hash_pixels
 from common.errors import InputError, check
 from common.paths import lock_folder, read_array, read_json, read_parquet, write_json
 
-LARGEST = 1 << 14  # largest side of stored images, in pixels; X-ray detectors have fewer
 VERSION = 3
 HEADER = 128  # bytes before the pixels of a .npy file
 COMMIT_SECONDS = 2.0  # work that is repeated after a kill, at most

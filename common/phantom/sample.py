@@ -40,7 +40,7 @@ def write_sample(folder, solution, version, least, write, **parameters):
             raise InputError(f"{folder}: holds something other than a sample of {solution}; name another")
         if known == wanted:
             return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as temporary:
         new, stale = Path(temporary, "new"), Path(temporary, "stale")
         write(new, **parameters)

@@ -149,7 +149,10 @@ class Config:
         changes = {"architecture": architecture, "size": int(size)} | VARIANTS[variant]
         if architecture.endswith("_v2"):  # torchvision has them with one backbone
             changes |= {"backbone": "resnet50", "channels": 256}
-        return dataclasses.replace(self.detector, **changes)
+        try:
+            return dataclasses.replace(self.detector, **changes)
+        except InputError as error:
+            raise InputError(f"member {member!r}: {error}") from None
 
     @property
     def needs_lungs(self):

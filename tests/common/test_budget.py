@@ -29,6 +29,16 @@ def test_bad_files_are_not_blamed_for_it():
             pytest.fail("taken for an error of the work")
 
 
+def test_a_stop_in_a_destructor_is_not_lost():
+    class Slow:
+        def __del__(self):
+            wait(0.2)
+
+    with pytest.raises(Stopped), Budget(MOMENT).watching():
+        Slow()
+        wait()
+
+
 def test_a_training_is_only_told():
     budget = Budget(MOMENT)
     with budget.watching():
