@@ -48,20 +48,42 @@ def decode(data):
 
     Raises ValueError for an image that cannot be decoded, and for a damaged JPEG.
     """
-    if data.startswith(START):
-        try:
-            is_grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
-            pixels = simplejpeg.decode_jpeg(data, "GRAY" if is_grey else "BGR")
-            return pixels[..., 0] if is_grey else pixels
-        except ValueError as error:
-            if "tjDecompressHeader" in str(error):
-                raise ValueError("the JPEG is cut short") from None
-            if not _HARMLESS.search(str(error)):
-                raise
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("the image cannot be decoded")
-    return pixels
+    if not data.startswith(START):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise ValueError("the image cannot be decoded")
+        return pixels
+    try:
+        return _decode_jpeg(data)
+    except ValueError as error:
+        if "tjDecompressHeader" in str(error):
+            raise ValueError("the JPEG is cut short") from None
+        if not _HARMLESS.search(str(error)):
+            raise
+    return _decode_jpeg(_without_oddities(data))  # libjpeg reports one warning only, which may have hidden damage
+
+
+def _decode_jpeg(data):
+    is_grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
+    pixels = simplejpeg.decode_jpeg(data, "GRAY" if is_grey else "BGR")
+    return pixels[..., 0] if is_grey else pixels
+
+
+def _without_oddities(data):
+    """Return a JPEG with the same pixels but nothing in its header that causes a warning of _HARMLESS."""
+    transform = 1 if read_shape(data)[2] == 3 else 2  # what libjpeg assumes for an unknown one
+    parts, at = [data[:2]], 2
+    while data[at + 1] not in _FRAMES:
+        end = at + (1 if data[at + 1] == 0xFF else 2 + unpack_from(">H", data, at + 2)[0])
+        segment = bytearray(data[at:end])
+        if segment[1:2] == b"\xe0" and segment[4:9] == b"JFIF\0":
+            segment[9:10] = b"\1"  # its version
+        elif segment[1:2] == b"\xee" and segment[4:9] == b"Adobe" and segment[15:16] > b"\2":
+            segment[15] = transform
+        if segment[1:2] != b"\xe2":  # a colour profile
+            parts.append(bytes(segment))
+        at = end
+    return b"".join(parts) + data[at:]
 
 
 def count_halvings(stream, bits, signed, side):

@@ -126,6 +126,31 @@ def test_damaged_jpegs_are_refused(name, data, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def add_segment(data, marker, content):
+    return data[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + data[2:]
+
+
+ODDITIES = {  # libjpeg warns of them, and then no more of anything
+    "JFIF version": lambda data: data[:11] + b"\2" + data[12:],
+    "colour profile": lambda data: add_segment(data, 0xE2, b"ICC_PROFILE\0\5\2" + bytes(20)),
+    "Adobe transform": lambda data: add_segment(data[:2] + data[20:], 0xEE, b"Adobe\0\x64\0\0\0\0\7"),
+}
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+def test_a_harmless_warning_does_not_hide_damage(oddity, tmp_path):
+    grey = cv2.resize(picture(8), (300, 300), interpolation=cv2.INTER_CUBIC)
+    for pixels in (grey, cv2.applyColorMap(grey, cv2.COLORMAP_JET)):
+        data = encode(pixels)
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        odd = ODDITIES[oddity](data)
+        assert odd != data
+        np.testing.assert_array_equal(jpeg.decode(odd), expected)
+        at = len(odd) // 2
+        with pytest.raises(ValueError, match=DAMAGED):
+            jpeg.decode(odd[:at] + b"\x12\x34\x56\x78" + odd[at + 200 :])
+
+
 def test_what_follows_a_jpegs_end_is_ignored(tmp_path):
     data = encode(picture(8))
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
