@@ -99,7 +99,7 @@ def read_problem(path):
         read_image(path)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
-    return "could not be read earlier; run again"
+    return "could not be read when the store was made; delete the store to decode it again"
 
 
 def find_files(folder, options, read_test_ids):
@@ -107,7 +107,7 @@ def find_files(folder, options, read_test_ids):
     files = find_images(folder)
     if options.test is None:
         return files, read_test_ids()
-    test_ids, more = named_images(options.test, known=files)
+    test_ids, more = named_images(options.test, known=files, folder=folder)
     return {**files, **more}, test_ids
 
 
@@ -155,7 +155,7 @@ def list_test(options, source, columns):
     if options.test is not None:
         folder = options.data or source.find_file().parent
         files = name_images(list_images(folder), folder)
-        ids, _ = named_images(options.test, known=files)
+        ids, _ = named_images(options.test, known=files, folder=folder)
     else:
         sample = source.find_file(options.data)
         folder, ids, files = sample.parent, read_ids(sample, columns), find_images(sample.parent)

@@ -37,6 +37,7 @@ _TEXTS = ("patient_id", "patient_age", "patient_sex", "view_position", "note")
 RECORD = ("width", "height", "colour", "content", *_TEXTS)
 _CHUNK = 4  # images per task: enough to hide the queue's overhead, few enough for processes to end together
 _worker = {}
+_TO_RETRY = "delete {} to try to read them again"
 _DAMAGED = "damaged store; run prepare, or delete this folder"
 _FILES = ("images.npy", "table.parquet", "store.json", "journal")
 
@@ -101,8 +102,11 @@ def prepare_store(
     with suppress(InputError):
         store, about = Store.open(folder), read_json(folder / "store.json")
     if store is not None and about.get("key") == key:
-        _raise_problems([i for i in store.table.image_id[~store.table.ok] if i not in allowed], len(ids))
+        bad = store.table.image_id[~store.table.ok].tolist()
+        _raise_problems([str(files[i]) for i in bad if i not in allowed], len(ids), f"; {_TO_RETRY.format(folder)}")
         print(f"{folder}: up to date ({len(ids)} images)")
+        if bad:
+            print(f"{len(bad)} of them are grey placeholders, such as {bad[0]}; {_TO_RETRY.format(folder)}")
         return store
     if folder.exists():
         _check_replaceable(folder)
@@ -232,10 +236,10 @@ def _check_replaceable(folder):
         raise InputError(f"{folder}: not a store, it holds {foreign[0]!r}; name another folder")
 
 
-def _raise_problems(problems, total):
+def _raise_problems(problems, total, hint=""):
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{len(problems)} of {total} images cannot be used: {'; '.join(problems[:5])}{more}")
+        raise InputError(f"{len(problems)} of {total} images cannot be used: {'; '.join(problems[:5])}{more}{hint}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Small tables from a user or a competition: image ids, patients, images to predict."""
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,9 @@ def some_rows(path, columns=None):
 def read_patients(path, image_ids):
     """Return the patient of each image, str (N,), from a CSV; an image not in it counts as a separate patient.
 
-    The first column names the image. The patient is in the column `patient_id`, or is the number before the underscore
-    in the column `NIH_ID` (00005593_000.png). Raises InputError for another header or an image that occurs twice.
+    The first column names the image, with or without its suffix. The patient is in the column `patient_id`, or is the
+    number before the underscore in the column `NIH_ID` (00005593_000.png). Raises InputError for another header, an
+    image that occurs twice, or if none of the images is in it.
     """
     table = read_table(path)
     first = table.columns[0]
@@ -36,10 +38,12 @@ def read_patients(path, image_ids):
         patient = table["NIH_ID"].str.split("_").str[0]
     else:
         raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
-    check_ids(table[first], path)
-    known = dict(zip(table[first], patient, strict=True))
+    names = table[first].where(table[first].isin(list(image_ids)), table[first].map(strip_suffix))
+    check_ids(names, path)
+    known = dict(zip(names, patient, strict=True))
     missing = sum(image_id not in known for image_id in image_ids)
     if missing:
+        check(missing < len(image_ids), f"{path}: none of the {missing} images is in it, such as {image_ids[0]}")
         log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a separate patient")
     return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
 
@@ -90,11 +94,12 @@ def read_list(path, suffixes=IMAGES, known=()):
     return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
 
 
-def named_images(path, suffixes=IMAGES, known=()):
+def named_images(path, suffixes=IMAGES, known=(), folder=None):
     """Return (ids, {id: file}) of `--test`: a folder of images, or a list of images for `read_list` (no files).
 
     suffixes: of image files, in lower case; names in the list may have one. Images of the same name are distinguished
-    by their paths, see `name_images`. Raises InputError for an empty folder and for unusable or repeated names.
+    by their paths, see `name_images`. known: ids that a list may name, with `folder` also their files below it, by id.
+    Raises InputError for an empty folder, for unusable or repeated names, and for a path that is not its file's.
     """
     if path.is_dir():
         files = name_images(list_images(path, suffixes), path, suffixes)
@@ -104,8 +109,15 @@ def named_images(path, suffixes=IMAGES, known=()):
         return sorted(files), files
     names = read_list(path, suffixes, known).iloc[:, 0]
     ids = names.map(partial(strip_suffix, suffixes=suffixes))
-    ids = ids.mask(ids.duplicated(keep=False), names.str.rpartition("/")[0] + "/" + ids).str.removeprefix("/")
+    paths = (names.str.rpartition("/")[0] + "/" + ids).str.removeprefix("/")
+    ids = ids.mask(ids.duplicated(keep=False) | paths.isin(list(known)), paths)
     check_ids(ids, f"{path} (--test)", check_path)
+    for image_id, listed in zip(ids, paths, strict=True) if folder is not None else ():
+        file = os.path.relpath(known[image_id], folder) if image_id in known else ""
+        pairs = zip(*(reversed(Path(each).parent.parts) for each in (listed, file)), strict=False)  # of folders
+        if any(one != other for one, other in pairs):
+            hint = "if it is the image, leave the folders out of the list"
+            raise InputError(f"{path}: {listed} has no file, but {known[image_id]} is in another folder; {hint}")
     return ids.tolist(), {}
 
 

@@ -150,8 +150,10 @@ def test_placeholders_only_where_they_are_allowed(tmp_path, capsys):
     sizes = store.table.set_index("image_id")
     assert tuple(sizes.loc["i2", ["width", "height"]]) == (58, 22)
     assert tuple(sizes.loc["i3", ["width", "height"]]) == (16, 16)
-    with pytest.raises(InputError, match="2 of 6 images cannot be used: i3; i2"):
+    with pytest.raises(InputError, match=r"2 of 6 images cannot be used: .*/i3\.png; .*/i2\.png; delete .*/s to try"):
         prepare_store(files, tmp_path / "s", 16, progress=False)
+    prepare_store(files, tmp_path / "s", 16, None, "placeholder", {"i2", "i3"}, progress=False)
+    assert "2 of them are grey placeholders, such as i3; delete " in capsys.readouterr().out
 
 
 SCRIPT = """

@@ -35,6 +35,7 @@ def test_patients_by_name_or_by_their_first_image(write, caplog, monkeypatch):
         write("Kaggle_ID,NIH_ID", "a,00000005_001.png", "b,00000005_000.png", "c,00000006_000.png"), "abc"
     )
     assert found.tolist() == ["00000005", "00000005", "00000006"]
+    assert read_patients(write("file,patient_id", "a.dcm,p1", "b.png,p1"), ["a", "b"]).tolist() == ["p1", "p1"]
 
 
 def test_the_name_of_a_patient_is_preferred(write):
@@ -47,8 +48,10 @@ def test_the_name_of_a_patient_is_preferred(write):
     [
         (["id,who", "a,p"], r"table\.csv: needs a column patient_id or NIH_ID, has id, who"),
         (["id,patient_id", "a,p", "a,q"], r"table\.csv, row 3: a appears twice"),
-        (["id,patient_id", "../a,p"], r"table\.csv, row 2: '\.\./a' is not a usable id"),
+        (["id,patient_id", "a?,p"], r"table\.csv, row 2: 'a\?' is not a usable id"),
         (["id,patient_id", "a"], r"table\.csv, row 2: 1 values"),
+        (["id,patient_id", "a.png,p", "a.dcm,q"], r"table\.csv, row 3: a appears twice"),
+        (["id,patient_id", "b,p", "c,p"], r"table\.csv: none of the 1 images is in it, such as a"),
     ],
 )
 def test_unusable_patient_tables_are_refused(lines, said, write):
@@ -118,6 +121,12 @@ def test_images_of_the_same_name(write, tmp_path):
     ids, files = named_images(tmp_path / "in")
     assert ids == ["a", "p1/view1", "p2/view1"] and files["p2/view1"] == tmp_path / "in" / "p2" / "view1.jpg"
     assert named_images(write("Path", "p1/view1.jpg", "p2/view1.jpg", "p2/a.png"))[0] == ["p1/view1", "p2/view1", "a"]
+    for listed, found in ((["p1/view1.jpg"], ["p1/view1"]), (["p2/view1.jpg", "x/p2/a.png"], ["p2/view1", "a"])):
+        assert named_images(write("Path", *listed), known=files, folder=tmp_path / "in")[0] == found
+    with pytest.raises(InputError, match=r"p1/a has no file, but .*p2/a\.png is in another folder"):
+        named_images(write("Path", "p1/a.png"), known=files, folder=tmp_path / "in")
+    flat = {"a": tmp_path / "in" / "p2" / "a.png"}
+    assert named_images(write("Path", "train/p1/a.png"), known=flat, folder=tmp_path / "in" / "p2")[0] == ["a"]
     with pytest.raises(InputError, match=r"row 3: '\.\.' is not a usable id"):
         named_images(write("Path", "p1/view1.jpg", "../view1.jpg"))
 
