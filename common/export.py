@@ -1,5 +1,6 @@
 """The tools `export` and `infer`: a run is exported to a folder, from which new images are predicted."""
 
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     if onnx:
         require_extra("onnx", "--onnx")
     rule, score = ({}, {}) if as_member else (read_rule(job), read_score(job)[recipe.metric])
+    score = {} if run.step("refit") else score  # that of the folds' networks, which are not exported
     if coco:
         require(job, job.steps["submit"])
         boxes = recipe.boxes(job)
@@ -78,7 +80,8 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     about |= {"git": run.manifest.get("git", ""), "packages": run.manifest.get("packages", {})}
     about["synthetic"] = run.step("prepare")["synthetic"]
     # without the folders' names, which reveal more about a machine than a published folder should
-    about["command"] = " ".join(word.rsplit("/", 1)[-1] for word in run.manifest.get("command", "").split())
+    words = run.manifest.get("command", "").split()
+    about["command"] = " ".join(re.sub(r"[^\s=]*/(?=[^/])", "", word) for word in words)
     about |= {"score": {"metric": recipe.metric, **score}, "files": files, "neutral": neutral, "rule": rule}
     about |= {"facts": job.images.about, "taught": describe_lessons(run)}
     write_json(out / ABOUT, about)

@@ -9,8 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, errors
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCardData, errors
 
+from common.config import digest
 from common.errors import InputError, check, log
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path, make_folder
@@ -67,22 +68,41 @@ def push_tool(card_of):
         """Upload an exported folder with a model card to the Hugging Face hub; an earlier upload is replaced.
 
         Args:
-            folder: Folder that the tool `export` wrote; a README.md in it is used as the card.
+            folder: Folder that the tool `export` wrote; your own README.md in it is used as the card.
             repo: The repository, as you/name; it is created if it does not exist.
             public: Create a public repository; by default it is private.
         """
         exported, api = Trained.open(folder), _api(repo)
-        own = folder / CARD_FILE
-        card = own.read_bytes() if own.is_file() else write_card(read_about(folder), card_of(exported.solution), repo)
+        card = read_card(folder) or write_card(read_about(folder), card_of(exported.solution), repo)
         files = {name: folder / name for name in (*exported.files, ABOUT)} | {CARD_FILE: card}
         with _one_line(repo):
             api.create_repo(repo, private=not public, exist_ok=True)
-            added = [CommitOperationAdd(name, content) for name, content in files.items()]
-            commit = api.create_commit(repo, added, commit_message=f"{exported.solution}, {exported.preset}")
+            changes = [CommitOperationAdd(name, content) for name, content in files.items()]
+            changes += [CommitOperationDelete(name) for name in _earlier_files(api, repo) if name not in files]
+            commit = api.create_commit(repo, changes, commit_message=f"{exported.solution}, {exported.preset}")
         log.info(f"{len(files)} files in {commit.repo_url}; `infer hf://{repo}` predicts from them")
         return 0
 
     return push
+
+
+def _earlier_files(api, repo):
+    """Return the names of the files of an earlier export in a repository."""
+    with contextlib.suppress(errors.EntryNotFoundError, InputError):  # none yet, or not readable
+        listed = read_about(Path(api.hf_hub_download(repo, ABOUT)).parent)["files"]
+        return [file.rfilename for file in api.model_info(repo).siblings if file.rfilename in listed]
+    return []
+
+
+def read_card(folder):
+    """Return the model card in an exported folder; None if there is none, or one by `write_card` for another export."""
+    path = Path(folder) / CARD_FILE
+    card = path.read_bytes() if path.is_file() else None
+    mark = re.search(rb"<!-- of the export (\w+) -->", card or b"")
+    if mark is None or mark[1].decode() == digest(read_about(folder)):
+        return card
+    log.info(f"{path}: describes another export; the repository gets a new card")
+    return None
 
 
 def write_card(about, card, repo):
@@ -100,7 +120,8 @@ def write_card(about, card, repo):
     rows |= {"Code": about.get("git"), "Command": f"`cxr {about['command']}`" if about.get("command") else None}
     facts = "\n".join(f"- {title}: {value}" for title, value in rows.items() if value)
     head = f"---\n{ModelCardData(**known).to_yaml()}\n---\n\n# {name} {about['preset']}\n\nNot a medical device.\n\n"
-    return f"{head}{facts}\n\n```\ncxr {name} infer hf://{repo} --test FOLDER\n```\n".encode()
+    end = f"```\ncxr {name} infer hf://{repo} --test FOLDER\n```\n\n<!-- of the export {digest(about)} -->\n"
+    return f"{head}{facts}\n\n{end}".encode()
 
 
 def _api(repo):

@@ -67,6 +67,7 @@ def refit_tool(recipe, config_class):
 def chosen_settings(job, network):
     """Return the settings for training a stage on all images: the folds' mean epoch and most frequent average."""
     config, paths = with_rate(job, network).config, sorted(job.run.folder.glob(f"fold*/{network.stage}/variants.json"))
+    check(paths, f"{job.run.folder}: no fold has the variants.json of {network.stage}; train the run again")
     ends, names = [], []
     for summary in map(read_json, paths):
         names.append(summary["chosen"])

@@ -21,6 +21,8 @@ from common.paths import check_id, read_json, remove_leftovers
 FORMAT = 1
 ABOUT = "trained.json"
 _FIELDS = {"solution": str, "preset": str, "config": dict, "files": dict, "rule": dict}
+_OPTIONAL = ("facts", "mixing", "members", "score")
+_MIXING = {"names": list, "runs": list, "weights": dict, "average": str, "iou": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,20 @@ def read_about(folder):
 
 
 def _check_about(about, path):
-    members = about.get("members", {}) if isinstance(about, dict) else None
-    check(isinstance(members, dict), f"{path}: members is not what `export` writes")
-    for name, kind in _FIELDS.items():
-        check(isinstance(about.get(name), kind), f"{path}: {name} is missing or not what `export` writes")
+    check(isinstance(about, dict), f"{path}: members are not what `export` writes")
+    _check_types(about, _FIELDS | {name: dict for name in _OPTIONAL if name in about}, path)
+    members, score, mixing = (about.get(name, {}) for name in ("members", "score", "mixing"))
+    if score.get("estimate") is not None:
+        _check_types(score, {"metric": str, "estimate": (int, float)}, f"{path}: score")
+    if members:
+        _check_types(mixing, _MIXING, f"{path}: mixing")
+        weights = mixing["weights"].get("None")
+        fits = isinstance(weights, list) and len(weights) == len(mixing["names"]) >= len(members)
+        check(fits and len(mixing["runs"]) == len(members), f"{path}: mixing does not fit the members")
     for name in (*about["files"], *members):
         check_id(name, f"{path}: files")
+
+
+def _check_types(values, types, where):
+    for name, kind in types.items():
+        check(isinstance(values.get(name), kind), f"{where}: {name} is missing or not what `export` writes")

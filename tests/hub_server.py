@@ -89,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
                 content = hub.blobs[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
                 hub.repos[repo][value["path"]] = content
+            elif line["key"] == "deletedFile":
+                del hub.repos[repo][value["path"]]
         revision = hub.revision(repo)
         url = f"{hub.address}/{repo}/commit/{revision}"
         return self._send(200, {"success": True, "commitOid": revision, "commitUrl": url, "hookOutput": ""})
@@ -100,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404 if allowed else 401, {}, {"X-Error-Code": "RepoNotFound"})
         revision = {"X-Repo-Commit": hub.revision(repo)}
         if parts[0] == "api":
-            return self._send(200, {"id": repo, "sha": hub.revision(repo), "siblings": [], "private": False})
+            files = [{"rfilename": name} for name in hub.repos[repo]]
+            return self._send(200, {"id": repo, "sha": hub.revision(repo), "siblings": files, "private": False})
         name = "/".join(parts[4:])  # /you/name/resolve/<revision>/<file>
         if name not in hub.repos[repo]:
             return self._send(404, {}, {"X-Error-Code": "EntryNotFound"} | revision)

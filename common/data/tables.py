@@ -38,6 +38,7 @@ def read_patients(path, image_ids):
         patient = table["NIH_ID"].str.split("_").str[0]
     else:
         raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
+    check_ids(table[first], path)
     names = table[first].where(table[first].isin(list(image_ids)), table[first].map(strip_suffix))
     check_ids(names, path)
     known = dict(zip(names, patient, strict=True))

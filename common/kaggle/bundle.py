@@ -20,6 +20,7 @@ METADATA = "dataset-metadata.json"
 FORMAT = 1
 DATASET_LIMIT = 200 * 10**9  # bytes of a dataset, and of all private ones together: kaggle.com/docs/datasets
 OUTPUT_LIMIT = 20 * 10**9  # bytes of /kaggle/working: kaggle.com/docs/notebooks
+RESERVE = 0.25  # hours that the verbs after training have until the end of a session
 DATASET = "OWNER/chest-xray-bundle"  # placeholder for the user's dataset
 NEW, EARLIER, EXPORT = "bundle", "earlier", "export"  # within the temporary folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -142,7 +143,7 @@ def _temporary_folder(out):
     with lock_folder(partial, "making a bundle there"):
         _check_known(partial, (NEW, EARLIER, EXPORT))
         try:
-            for name in (NEW, EXPORT):
+            for name in (NEW, EXPORT, *[EARLIER] * out.exists()):
                 shutil.rmtree(partial / name, ignore_errors=True)
             (partial / NEW).mkdir()
             yield partial / NEW

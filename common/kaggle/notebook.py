@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from common.errors import InputError, check, log
-from common.kaggle.bundle import DATASET, check_dataset_name, check_name
+from common.kaggle.bundle import DATASET, RESERVE, check_dataset_name, check_name
 from common.kaggle.client import connect
 from common.paths import read_json, write_json, write_text
 
@@ -45,9 +45,13 @@ words = ["infer", str(trained), "--out", str(submission), *(["--test", str(image
 status = main([{solution}, *words, "--on-bad-image", "placeholder"])
 assert status in (0, 4), "see above for the reason" """.rstrip()
 PREVIEW = """\
+from common.errors import InputError
 from solutions.{package}.report import show_predictions
 
-show_predictions(submission, images)"""
+try:
+    show_predictions(submission, images)
+except InputError as error:  # such as an unreadable image; the submission is complete
+    print("no pictures:", error)"""
 TRAIN = """\
 from common.kaggle.session import train_in_session
 from common.runs import start_log
@@ -93,7 +97,8 @@ def notebook_tool(solution, source, presets=()):
         bundle = dataset or DATASET
         if train is not None:
             check(train in presets, f"--train {train!r} is not a preset of {solution}: {', '.join(presets)}")
-            check(0 < hours < float("inf"), f"--hours must be a number above 0: {hours:g}")
+            least = f"{RESERVE:g}, which the verbs after training need"
+            check(RESERVE < hours < float("inf"), f"--hours must be a number above {least}: {hours:g}")
             folder = out or Path(f"notebook-{train}")
             write_training_notebook(folder, solution, source, train, hours, options, bundle, resume)
         else:

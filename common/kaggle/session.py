@@ -13,13 +13,12 @@ import cv2
 
 from common.data.dicom import read_image
 from common.errors import STOPPED, InputError, check, log
-from common.kaggle.bundle import OUTPUT_LIMIT, read_listing
-from common.paths import KAGGLE_INPUT, find_images, read_json
+from common.kaggle.bundle import OUTPUT_LIMIT, RESERVE, read_listing
+from common.paths import KAGGLE_INPUT, list_images, name_images, read_json
 from common.post.boxes import BOX
 from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
 
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
-RESERVE = 0.25  # hours that the verbs after training have until the end of the session
 SAVING = 1 / 12  # hours that Kaggle has to save the output
 TIMED_OUT = -1  # takes the place of an exit status
 RUN = "run"  # folder of the run in WORKING
@@ -40,7 +39,8 @@ def open_bundle(bundle, run):
 
 def read_images(source, ids, size=None, markers=None, folder=None):
     """Return images of the mounted competition, or of `folder`, by id, uint8 (H, W); with `size`, as squares."""
-    files = find_images(folder or source.find_file(names=markers).parent)
+    folder = folder or source.find_file(names=markers).parent
+    files = name_images(list_images(folder), folder)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
     if size is not None:
         images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}

@@ -54,6 +54,30 @@ def exported(run, tmp_path):
     return tmp_path / "exported"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"facts": None}, "facts is missing or not what `export` writes"),
+        ({"score": None}, "score is missing or not"),
+        ({"score": {"estimate": 1.0}}, "score: metric is missing or not"),
+        ({"members": {"0": {}}}, "mixing: names is missing or not"),
+        ({"members": []}, "members is missing or not"),
+    ],
+)
+def test_a_changed_trained_json_is_refused_in_one_line(exported, change, said):
+    write_json(exported / "trained.json", read_json(exported / "trained.json") | change)
+    with pytest.raises(InputError, match=rf"trained\.json: {said}"):
+        Trained.open(exported)
+
+
+def test_the_command_has_no_folders(run, tmp_path):
+    manifest = read_json(run / "manifest.json")
+    write_json(run / "manifest.json", manifest | {"command": "toy run demo --data ~/siim/ --test=../b/c.csv --out a/b"})
+    export(run, out=tmp_path / "exported")
+    command = read_json(tmp_path / "exported" / "trained.json")["command"]
+    assert command == "toy run demo --data siim/ --test=c.csv --out b"
+
+
 # ---- the folder ----------------------------------------------------------------------------------------------------
 
 

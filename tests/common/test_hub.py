@@ -94,6 +94,22 @@ def test_the_card_says_what_the_model_is(exported, server):
     assert server.repos["you/toys"]["README.md"] == b"# my own card\n"
 
 
+def test_a_push_replaces_the_earlier_export(exported, server, tmp_path, caplog):
+    caplog.set_level("INFO", "common")
+    push(exported, repo="you/toys")
+    server.repos["you/toys"]["mine.txt"] = b"kept"
+    pull("you/toys", out=tmp_path / "back")
+    push(tmp_path / "back", repo="you/toys")
+    assert "another export" not in caplog.text
+    about = read_json(tmp_path / "back" / "trained.json")
+    about["files"].pop(WEIGHTS[1])
+    write_json(tmp_path / "back" / "trained.json", about | {"preset": "other"})
+    push(tmp_path / "back", repo="you/toys")
+    found = server.repos["you/toys"]
+    assert set(found) == {WEIGHTS[0], "trained.json", "README.md", "mine.txt"}
+    assert b"# toy other" in found["README.md"] and "README.md: describes another export" in caplog.text
+
+
 def test_inference_from_the_hub_gives_the_runs_submission(exported, finished, server, tmp_path, capsys):
     push(exported, repo="you/toys", public=True)
     infer = infer_tool(TOY, Config)

@@ -36,6 +36,15 @@ def test_siim_shows_the_largest_masks_with_their_share_of_the_image(shown, tmp_p
     assert [int(image[0, 0]) for image, *_ in shown] == [50, 30]
 
 
+def test_images_of_the_same_name_are_shown(shown, tmp_path):
+    for name in ("p1", "p2"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_images(tmp_path / "images" / name, "view.png")
+    (tmp_path / "sub.csv").write_text("ImageId,EncodedPixels\np1/view,0 1024\np2/view,-1\n")
+    siim.show_predictions(tmp_path / "sub.csv", tmp_path / "images", count=1)
+    assert [caption for *_, caption in shown] == ["p1/view: 0.10% of the image"]
+
+
 def test_lungs_are_shown_with_their_own_masks(shown, tmp_path):
     folder, masks = write_images(tmp_path / "images", "a.png", "b.png"), np.zeros((2, 20, 30), np.uint8)
     masks[0, 5:15, :15], masks[1, :, 20:] = 1, 1

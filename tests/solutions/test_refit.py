@@ -26,6 +26,7 @@ def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, com
     again = command("refit", "run", "--out", "whole")
     assert again.status == 0 and again.out.count("up to date") == 3
     assert command("export", "whole", "--out", "trained").status == 0
+    assert "estimate" not in read_json(tmp_path / "trained" / "trained.json")["score"]
     inferred = command("infer", "trained", "--data", sample, "--out", "again.csv")
     assert inferred.status == 0, inferred.errors
     assert (tmp_path / "again.csv").read_bytes() == (whole / "submission.csv").read_bytes()
@@ -34,6 +35,9 @@ def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, com
     assert "no page: the page of" in command("report", "--out", "whole").out
     assert "is the run itself" in refused("refit", "run", "--out", "run")
     assert "use the run it comes from" in refused("refit", "whole", "--out", "more")
+    for path in run_copy.glob("fold*/*/variants.json"):
+        path.unlink()
+    assert "no fold has the variants.json of" in refused("refit", "run", "--out", "more")
 
 
 def test_all_folds_and_then_a_refit(command, refused, solution, sample, tmp_path):

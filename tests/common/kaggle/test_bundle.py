@@ -234,9 +234,13 @@ def test_a_kill_between_the_two_renames_loses_no_bundle(quick, tmp_path, monkeyp
     before, partial = contents(out), tmp_path / ".bundle.partial"
     partial.mkdir()
     out.rename(partial / "earlier")
-    monkeypatch.setattr(bundle, "fetch_wheels", no_run)  # and the next call fails
-    with pytest.raises(AssertionError):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(bundle, "fetch_wheels", no_run)  # and the next call fails
         write_bundle([run], out, no_run)
+    assert contents(out) == before and not partial.exists()
+    (partial / "earlier").mkdir(parents=True)  # of a call that was killed while it deleted the earlier bundle
+    (partial / "earlier" / "half").write_bytes(b"")
+    write_bundle([run], out, no_run)
     assert contents(out) == before and not partial.exists()
     partial.mkdir()
     (partial / "mine.txt").write_text("no bundle of ours was made here")

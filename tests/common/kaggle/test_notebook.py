@@ -149,6 +149,7 @@ def test_wrong_options(refused, run):
     words = ("notebook", "--run", run)
     assert "--push needs --dataset" in refused("siim_pneumothorax", *words, "--push")
     assert "not a run of vinbigdata" in refused("vinbigdata", *words)
+    assert "above 0.25, which" in refused("vinbigdata", "notebook", "--train", "paper", "--hours", "0.2")
     assert "not a run of siim_pneumothorax" in refused("siim_pneumothorax", "notebook", "--run", run.parent)
     assert "not a dataset's name" in refused("siim_pneumothorax", *words, "--dataset", "a bundle/of mine")
     assert main(["lung_segmentation", "notebook", "--run", str(run)]) == 2
