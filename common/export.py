@@ -48,8 +48,8 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     recipe, run, out = job.recipe, job.run, Path(out)
     if onnx:
         require_extra("onnx", "--onnx")
-    rule, score = ({}, {}) if as_member else (read_rule(job), read_score(job)[recipe.metric])
-    score = {} if run.step("refit") else score  # that of the folds' networks, which are not exported
+    rule = {} if as_member else read_rule(job)
+    score = {} if as_member or run.step("refit") else read_score(job)[recipe.metric]
     if coco:
         require(job, job.steps["submit"])
         boxes = recipe.boxes(job)

@@ -16,7 +16,7 @@ import numpy as np
 from common import network as networks_of
 from common import processes
 from common.config import FitConfig, digest, file_hash, to_dict
-from common.errors import InputError, log
+from common.errors import InputError, check, log
 from common.images import prepare_images
 from common.metrics.statistics import format_interval
 from common.paths import atomic_path, read_json, write_csv, write_json, write_table
@@ -240,7 +240,8 @@ def read_rule(job):
 
 
 def read_score(job):
-    """Return the content of score.json, see `_read_tuned`."""
+    """Return the content of score.json, see `_read_tuned`. Raises InputError for a refit, which has no score."""
+    check(job.run.step("refit") is None, f"{job.run.folder}: trained on all images, so it has no score of its own")
     return _read_tuned(job, "score.json", job.recipe.metric)
 
 

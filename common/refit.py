@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import check
 from common.job import derive_run, open_run
 from common.network import with_rate
-from common.paths import atomic_path, read_json
+from common.paths import atomic_path, read_json, write_json
 from common.predictions import predict_test
 from common.recipe import read_rule, train_all
 from common.runs import start_log
@@ -48,9 +48,9 @@ def refit_tool(recipe, config_class):
             about = {"run": str(run.resolve()), "settings": settings, "neutral": source.recipe.neutral(source)}
             about["lessons"] = read_lessons(source.run, folder=str(run.resolve()))
             derive_run(source, out, config, "refit", key, **about)
-            for name in ("tuned.json", "score.json"):
-                with atomic_path(out / name) as temporary:
-                    shutil.copyfile(source.run.path(name), temporary)
+            with atomic_path(out / "tuned.json") as temporary:
+                shutil.copyfile(source.run.path("tuned.json"), temporary)
+            write_json(out / "score.json", {})  # the score is that of other networks
         with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours) as job:
             start_log(job.run.path("log.txt"))
             job.lessons = read_lessons(job.run)

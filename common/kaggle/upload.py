@@ -120,6 +120,9 @@ def _read_offline_score(source, run):
         log.info("no offline score to log" + ("" if run is None else f": {run} has no score.json, run `score`"))
         return ("", "", "")
     score = read_json(path)
+    if score == {}:
+        log.info(f"no offline score to log: {run} was trained on all images")
+        return ("", "", "")
     figure = score.get(source.score) if isinstance(score, dict) else None
     values = [figure.get(name) for name in ("estimate", "low", "high")] if isinstance(figure, dict) else [None]
     if values[0] is None or not all(v is None or (type(v) in (int, float) and abs(v) < 1e9) for v in values):

@@ -32,7 +32,9 @@ def test_a_refit_is_trained_on_every_image_and_submits_by_the_rule(run_copy, com
     assert (tmp_path / "again.csv").read_bytes() == (whole / "submission.csv").read_bytes()
     for verb in ("train", "find_lr"):
         assert "trained on all images; use the run it comes from" in refused(verb, "--out", "whole")
-    assert "no page: the page of" in command("report", "--out", "whole").out
+    shown = command("report", "--out", "whole").out
+    assert "no page: the page of" in shown and "no score: whole: trained on all images" in shown
+    assert "has no score of its own" in refused("score", "--out", "whole")
     assert "is the run itself" in refused("refit", "run", "--out", "run")
     assert "use the run it comes from" in refused("refit", "whole", "--out", "more")
     for path in run_copy.glob("fold*/*/variants.json"):

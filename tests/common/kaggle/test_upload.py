@@ -64,6 +64,13 @@ def test_a_message_is_no_formula_in_the_log(command, refused, run, words):
     assert read_log()["public"].tolist() == ["0.8421"]
 
 
+def test_a_refit_has_no_offline_score(command, run, words):
+    (run / "score.json").write_text("{}")
+    status, said = command(*words, "--wait", "0")[:2]
+    assert status == 0 and "no offline score to log" in said
+    assert read_log()[["cv", "cv_low", "cv_high"]].iloc[0].tolist() == ["", "", ""]
+
+
 FIGURES = ("5", '{"estimate": "x"}', '{"estimate": 1, "low": "x"}', '{"estimate": NaN}', '{"estimate": 1, "high": [1]}')
 
 
@@ -149,7 +156,7 @@ def test_invalid_submissions_are_refused_before_anything_is_sent(server, refused
         ((file, "-m", "x"), "name --run"),
     ):
         assert line in refused(*WORDS, *words), words
-    (run / "score.json").write_text("{}")
+    (run / "score.json").write_text('{"auroc": {}}')
     assert "no figure 'dice'" in refused(*WORDS, run / "submission.csv", "-m", "x")
     (run / "config.json").write_text('{"solution": "vinbigdata"}')
     assert "not a run of siim_pneumothorax" in refused(*WORDS, run / "submission.csv", "-m", "x")
