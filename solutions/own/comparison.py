@@ -7,11 +7,10 @@ from common.compare import Comparison, means_of, measure_boxes
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.metrics.classification import mean_of_defined
-from common.metrics.statistics import resample, resample_aurocs
+from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
 from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
-from solutions.own.classify import aurocs
 from solutions.own.labels import read_labels, task_of
 
 TRUE = "true "  # prefix of the columns with the labels of a class
@@ -40,9 +39,6 @@ def measure(table, groups, n_resamples, seed):
     if "found" in table:
         return measure_boxes(table, names, rule(len(names)), groups, n_resamples, seed)
     y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
-    if np.isnan(y).any():
-        mean = lambda rows: mean_of_defined(aurocs(y[rows], probs[rows]))  # noqa: E731
-        return {"mean": resample(mean, groups, n_resamples // 5, seed, True)}
     areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
     found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
     return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}

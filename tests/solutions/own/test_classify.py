@@ -2,13 +2,16 @@
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from common.metrics.classification import aurocs
 from common.nn.classifier import build_classifier
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
 from solutions.own import classify
+from solutions.own.comparison import measure
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import write_lines
@@ -34,8 +37,19 @@ def test_class_weights_and_repeats():
 
 def test_auroc_of_known_labels():
     truth = np.array([[1, NAN], [0, NAN], [NAN, 1]])
-    found = classify.aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
+    found = aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
     assert found[0] == 1 and np.isnan(found[1])
+
+
+def test_a_blank_label_leaves_the_rows_of_a_table():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.random((40, 2)), columns=["mass", "nodule"])
+    table[["true mass", "true nodule"]] = (rng.random((40, 2)) < 0.5).astype(float)
+    whole = measure(table, np.arange(40), 50, 0)
+    table.loc[0, "true mass"] = NAN
+    found = measure(table, np.arange(40), 50, 0)
+    assert list(found) == ["mass", "nodule", "mean"] and len(found["mean"][1]) == 50
+    np.testing.assert_array_equal(found["nodule"][1], whole["nodule"][1])
 
 
 def test_frozen_features_train_the_same_layer_that_predicts_images():
