@@ -209,11 +209,9 @@ def _drop_rare(config, path, train, classes, left_out):
     log.info(f"left out {len(rare)} classes with fewer than two images: {', '.join(rare)}")
     kept = [name for name in classes if name not in rare]
     check(len(kept) >= 1 + (config.task == "multiclass"), f"{path}: too few classes with two images or more")
-    if config.task == "multiclass":
-        inside = train[kept].sum(axis=1) > 0
-        _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
-        train = train[inside]
-    return train, kept
+    inside = train[kept].sum(axis=1) > 0 if config.task == "multiclass" else train[kept].notna().any(axis=1)
+    _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
+    return train[inside], kept
 
 
 def folds_of(images):

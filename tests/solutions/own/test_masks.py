@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
@@ -17,6 +18,7 @@ from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
 from solutions.lung_segmentation import read_mask
 from solutions.own import coco, masks
+from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import masked_sample, read_folder, write_coco, write_images, write_lines
 
@@ -100,6 +102,33 @@ def test_folders_of_masks_are_structures_and_what_is_absent_is_unknown(tmp_path)
         *(("a", 0), ("b", 0), ("b", 1), ("c", 1))
     ]
     assert read_folder(tmp_path, labels="masks/lungs", on_unlabelled="skip").about["classes"] == ["lungs"]
+
+
+def test_images_with_masks_of_a_dropped_structure_alone_are_left_out(tmp_path):
+    write_images(tmp_path, [f"{name}.png" for name in "abc"])
+    write_images(tmp_path, ["masks/heart/a.png", "masks/heart/b.png", "masks/rare/c.png"])
+    listing = read_folder(tmp_path, on_rare="drop")
+    assert listing.about["classes"] == ["heart"] and listing.table["image_id"].tolist() == ["a", "b"]
+    assert [row[0] for row in listing.left_out] == ["c"]
+
+
+def test_a_structure_of_one_patient_has_no_score(tmp_path):
+    stored, patients = np.full((4, 2, 128, 128), 2, np.uint8), np.array(list("ppqr"))  # 2: unknown
+    stored[:, 0], stored[:, 0, 32:96, 32:96], stored[:2, 1] = 0, 1, 1
+    np.save(tmp_path / "masks.npy", stored)
+    images = SimpleNamespace(about={"classes": ["heart", "rare"]}, arrays={"masks": tmp_path / "masks.npy"})
+    images.groups, images.patients = (lambda rows: patients[rows],) * 2
+    table = pd.DataFrame({"image_id": list("abcd"), "row": range(4), "fold": [0, 0, 0, 1]})
+    oof = SimpleNamespace(table=table, maps=255 * (stored == 1).astype(np.uint8))
+    job = SimpleNamespace(config=replace(DEMO, task="segmentation"), images=images)
+    choice = masks.choose(job, oof)
+    assert choice.rule["rules"]["rare"] == masks.UNTUNED and choice.score == 1
+    assert choice.figures["structures"] == {"heart": 1, "rare": None}
+    assert "heart 1.0000, rare no score" in masks.describe(choice.figures)[0]
+    stored[:, 0] = 2
+    np.save(tmp_path / "masks.npy", stored)
+    with pytest.raises(InputError, match="no structure has masks of two patients"):
+        masks.choose(job, oof)
 
 
 @pytest.mark.parametrize(
