@@ -154,13 +154,18 @@ def read_mask(path, may_be_empty=False):
     return mask
 
 
+def same_proportions(size, other):
+    """Return whether scaling the smaller of two sizes (height, width) brings both its sides within a pixel."""
+    (h, w), (height, width) = size, other
+    return abs(h * width - w * height) <= np.maximum(h + w, height + width)
+
+
 def fit_mask(mask, shape, where):
     """Return a mask at the image's (height, width), bool, and whether it was resized; InputError if sides disagree."""
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    # the proportions agree if scaling the smaller one brings both its sides within a pixel
-    if abs(h * width - w * height) > max(h + w, height + width):
+    if not same_proportions(mask.shape, shape):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
     return grown >= 128, True

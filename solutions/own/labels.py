@@ -12,6 +12,7 @@ import pandas as pd
 
 from common import paths
 from common.data.coco import list_part, read_coco
+from common.data.guard import max_pixels
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.paths import IMAGES, read_json, strip_suffix
@@ -20,6 +21,7 @@ from common.post.boxes import BOX
 DEFAULTS = ("labels.csv", "labels.json", "masks")
 GROUPING = ["patient_id", "split", "fold"]
 TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", *GROUPING}
+SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
 
 
@@ -30,7 +32,7 @@ class Labels:
     classes: names. images: one row per labelled image, with name (as the labels write it), where (file and row),
     patient_id, split and fold, "" where not given, and a column per class: 0, 1 and NaN for unknown. marks: one row per
     box or mask, with the image's name, class, where, and x_min, y_min, x_max, y_max or `mask`: a file, or COCO's
-    polygons or run-length mask.
+    polygons or run-length mask with the image's height and width in COCO, or None. COCO's boxes have width and height.
     """
 
     classes: list
@@ -180,29 +182,40 @@ def _read_boxes(path, task, classes, folder):
 
 def _read_coco(path, task, classes, folder):
     about, marks, names = read_coco(path)
-    chosen = _chosen([name for name in names.values() if name], classes, path)
+    check(len(marks), f"{path}: no annotations in it")
+    _refuse_repeated(about)
+    chosen, sizes = _chosen([name for name in names.values() if name], classes, path), about[SIZE].fillna(1)
+    whole = ((sizes >= 1) & (sizes % 1 == 0)).all(axis=1) & (sizes.prod(axis=1) <= max_pixels())
+    for row in np.flatnonzero(~whole)[:1]:
+        raise InputError(f"{about['where'][row]}: width and height are not those of an image")
+    marks = marks.merge(about[["name", *SIZE]], "left", "name")
     if task == "detection":
         for row in np.flatnonzero(~np.isfinite(marks[BOX]).all(axis=1))[:1]:
             raise InputError(f"{marks['where'][row]}: a box needs four numbers")
     else:
-        outlines = zip(marks["segmentation"], marks["where"], strict=True)
-        marks = marks.assign(mask=[_check_outline(*each) for each in outlines])
-    _refuse_repeated(about)
-    about, marks = about.drop(columns=["width", "height"]), marks.drop(columns=["score", "segmentation"])
+        sizes = [tuple(map(int, size)) if all(size > 0) else None for size in marks[SIZE].to_numpy()]
+        outlines = map(_check_outline, marks["segmentation"], marks["where"])
+        marks = marks.assign(mask=list(zip(outlines, sizes, strict=True)))
+    about, marks = about.drop(columns=SIZE), marks.drop(columns=["score", "segmentation"])
     return _labels(chosen, about, marks[marks["class"].isin(chosen)])
 
 
 def _check_outline(outline, where):
     """Return COCO's polygons or run-length mask. Raises InputError for anything else and for fewer than 3 points."""
-    if isinstance(outline, dict) and {"counts", "size"} <= set(outline):
+    size, counts = (outline.get(name) if isinstance(outline, dict) else None for name in ("size", "counts"))
+    if _are_numbers(size, int) and (isinstance(counts, str) or _are_numbers(counts, int)):
         return outline
     if not isinstance(outline, list) or not outline:
         raise InputError(f"{where}: segmentation is neither polygons nor a run-length mask")
     for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, float)).all():
+        if not _are_numbers(polygon) or len(polygon) % 2:
             raise InputError(f"{where}: a polygon must be a list of x, y, x, y, …")
         check(len(polygon) >= 6, f"{where}: a polygon of {len(polygon) // 2} points; it needs three")
     return outline
+
+
+def _are_numbers(values, kinds=int | float):
+    return isinstance(values, list) and all(isinstance(value, kinds) and abs(value) < 1e9 for value in values)
 
 
 def _read_masks(path, task, classes, folder):

@@ -31,7 +31,7 @@ from common.step import file_stamp
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
 from common.tuning import Rule, grid, nested_areas, rule_dice, summarise, tune_nested
-from solutions.lung_segmentation import mask_network, read_mask
+from solutions.lung_segmentation import fit_mask, mask_network, read_mask
 from solutions.own import coco, data
 from solutions.own.classify import augmentation
 
@@ -84,7 +84,8 @@ def refine(job, listing, store):
 def read_mark(mark, where, shape, mask_size="same"):
     """Return the mask of a file or a COCO annotation, bool (height, width); shape: height and width of the image."""
     if not isinstance(mark, str):
-        return coco.draw(mark, shape, where)
+        outline, declared = mark
+        return fit_mask(coco.draw(outline, declared or shape, where), shape, where)[0]
     mask = read_mask(mark, may_be_empty=True)
     if mask.shape == tuple(shape):
         return mask

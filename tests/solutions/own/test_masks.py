@@ -55,6 +55,14 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
         coco.draw([polygon], (50, 50), "x")
 
 
+def test_outlines_are_scaled_to_a_resized_image():
+    square = [[2, 3, 6, 3, 6, 8, 2, 8]]
+    large = masks.read_mark((square, (10, 10)), "x", (40, 40))
+    assert np.array_equal(masks.read_mark((square, None), "x", (10, 10)), large[2::4, 2::4])
+    with pytest.raises(InputError, match="x: a mask of 10 × 10 pixels for an image of 40 × 20"):
+        masks.read_mark((square, (10, 10)), "x", (20, 40))
+
+
 def test_a_structure_that_few_images_show_is_among_the_few_of_a_plan(tmp_path):
     names = [f"i{k}.png" for k in range(100)]
     square = {"segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]], "bbox": [1, 1, 4, 4]}
@@ -136,6 +144,10 @@ def test_a_structure_of_one_patient_has_no_score(tmp_path):
     [
         ([[1, 1, 4, 4]], "annotation 0: a polygon of 2 points; it needs three"),
         ([[1, 1, 4, 4, 2]], "annotation 0: a polygon must be a list of x, y"),
+        ([["a", "b", "c", "d", "e", "f"]], "annotation 0: a polygon must be a list of x, y"),
+        ([[1, 1, None, 4, 2, 2]], "annotation 0: a polygon must be a list of x, y"),
+        ({"size": [8, 8], "counts": None}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
+        ({"size": [8, 8], "counts": [1.5]}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
         ("dots", "annotation 0: segmentation is neither polygons nor a run-length mask"),
     ],
 )
@@ -152,6 +164,12 @@ def test_a_file_that_is_not_coco(tmp_path):
         write_lines(tmp_path / "labels.json", text)
         with pytest.raises(InputError, match=r"labels.json: not a COCO file"):
             read_folder(tmp_path)
+    write_coco(tmp_path / "labels.json", ["a.png"], [])
+    with pytest.raises(InputError, match=r"labels.json: no annotations in it"):
+        read_folder(tmp_path)
+    write_coco(tmp_path / "labels.json", ["a.png"], [(0, 0, {"bbox": [1, 1, 2, 2]})], size=(8.5, 8))
+    with pytest.raises(InputError, match="image 10: width and height are not those of an image"):
+        read_folder(tmp_path)
 
 
 def test_a_run_on_folders_of_masks(command, refused, tmp_path):
