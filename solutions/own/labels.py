@@ -18,7 +18,8 @@ from common.errors import InputError, check
 from common.paths import IMAGES, read_json, strip_suffix
 from common.post.boxes import BOX
 
-DEFAULTS = ("labels.csv", "labels.json", "masks")
+MASKS = "masks"
+DEFAULTS = ("labels.csv", "labels.json", MASKS)
 GROUPING = ["patient_id", "split", "fold"]
 TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", *GROUPING}
 SIZE = ["height", "width"]
@@ -46,20 +47,25 @@ def find_labels(folder, given):
     check(folder.is_dir(), f"{folder}: no such folder (--data)")
     for path in [Path(given), folder / given] if given else [folder / name for name in DEFAULTS]:
         if path.exists():
+            above = path.is_dir() and folder.resolve().is_relative_to(path.resolve())
+            check(not above, f"{path}: the images themselves lie in this folder (--labels)")
             return path
     check(not given, f"{given}: no such file or folder (--labels)")
     raise InputError(f"{folder}: no {', '.join(DEFAULTS[:-1])} or folder {DEFAULTS[-1]} in it; --labels names them")
 
 
 def list_images(folder, labels=None):
-    """Return {id: path} of the images at any depth under `folder`, except the folder of masks, and {name: id}.
+    """Return {id: path} of the images at any depth under `folder`, and {name: id}.
 
+    If `labels` is a folder, its files are left out, as are those of a folder named `masks` in which it lies.
     Ids are stems, or relative paths if any two images have the same stem. An image may be named by its stem, its file
     name or its relative path with or without suffix; a name shared by several images has the id None.
     """
-    inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
-    masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
-    places = {path.relative_to(folder): path for path in paths.list_images(folder, skip=lambda path: path == masks)}
+    above, masks = folder.resolve(), labels.resolve() if labels is not None and labels.is_dir() else None
+    if masks is not None:
+        masks = next((path for path in reversed(masks.parents) if path.name == MASKS and above in path.parents), masks)
+    found = paths.list_images(folder, skip=lambda path: path.resolve() == masks)
+    places = {path.relative_to(folder): path for path in found}
     check(places, f"{folder}: no images in it ({', '.join(IMAGES)})")
     unique = len({strip_suffix(place.name) for place in places}) == len(places)
     files, names = {}, {}

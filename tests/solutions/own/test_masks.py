@@ -1,6 +1,7 @@
 """Masks from files, polygons and run lengths, beside pycocotools; and a run on a folder of masks."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -13,11 +14,12 @@ from pycocotools.coco import COCO
 from common.data.coco import box_fields, to_coco
 from common.errors import InputError
 from common.listing import choose_images
+from common.options import Options
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
 from solutions.lung_segmentation import read_mask
-from solutions.own import coco, masks
+from solutions.own import coco, data, masks
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import masked_sample, read_folder, write_coco, write_images, write_lines
@@ -110,6 +112,22 @@ def test_folders_of_masks_are_structures_and_what_is_absent_is_unknown(tmp_path)
         *(("a", 0), ("b", 0), ("b", 1), ("c", 1))
     ]
     assert read_folder(tmp_path, labels="masks/lungs", on_unlabelled="skip").about["classes"] == ["lungs"]
+
+
+def test_masks_beside_images_in_a_subfolder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path, [f"all/train/{kind}/{name}.png" for kind in ("images", "masks") for name in "ab"])
+    folder = Path("all")
+    for labels in ("train/masks", "all/train/masks", str(tmp_path / "all/train/masks")):
+        assert read_folder(folder, labels=labels).table["image_id"].tolist() == ["a", "b"]
+        config = replace(DEMO, task="segmentation", labels=labels)
+        job = SimpleNamespace(
+            config=config, options=Options(data=folder), facts={"task": "segmentation", "classes": []}
+        )
+        assert data.read_test(job).table["image_id"].tolist() == ["a", "b"]
+    for labels in ("all", "all/train/.."):
+        with pytest.raises(InputError, match="the images themselves lie in this folder"):
+            read_folder(folder, labels=labels)
 
 
 def test_images_with_masks_of_a_dropped_structure_alone_are_left_out(tmp_path):
