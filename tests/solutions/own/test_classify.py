@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
+from common.errors import InputError
 from common.metrics.classification import aurocs
 from common.nn.classifier import build_classifier
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
 from solutions.own import classify
-from solutions.own.comparison import measure
+from solutions.own.comparison import COMPARISON, measure
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import write_lines
@@ -50,6 +51,17 @@ def test_a_blank_label_leaves_the_rows_of_a_table():
     found = measure(table, np.arange(40), 50, 0)
     assert list(found) == ["mass", "nodule", "mean"] and len(found["mean"][1]) == 50
     np.testing.assert_array_equal(found["nodule"][1], whole["nodule"][1])
+
+
+def test_labels_and_predictions_may_name_images_differently(tmp_path):
+    predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "a,0.9", "b,0.2", "c,0.5")
+    for names in (["a", "b", "c"], ["a.png", "b.png", "c.jpg"], ["x/a.png", "y/b.png", "x/c.png"]):
+        labels = write_lines(tmp_path / "l.csv", "file,mass", *(f"{name},{k % 2}" for k, name in enumerate(names)))
+        assert COMPARISON.score(predictions, labels) == 0
+    predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "x/a.png,0.9", "y/a.png,0.2")
+    assert COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "x/a,1", "y/a,0")) == 1
+    with pytest.raises(InputError, match="two rows of the image a"):
+        COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "a.png,1", "a.jpg,0"))
 
 
 def test_frozen_features_train_the_same_layer_that_predicts_images():

@@ -120,10 +120,8 @@ def test_masks_beside_images_in_a_subfolder(tmp_path, monkeypatch):
     folder = Path("all")
     for labels in ("train/masks", "all/train/masks", str(tmp_path / "all/train/masks")):
         assert read_folder(folder, labels=labels).table["image_id"].tolist() == ["a", "b"]
-        config = replace(DEMO, task="segmentation", labels=labels)
-        job = SimpleNamespace(
-            config=config, options=Options(data=folder), facts={"task": "segmentation", "classes": []}
-        )
+        job = SimpleNamespace(config=replace(DEMO, labels=labels), options=Options(data=folder))
+        job.facts = {"task": "segmentation", "classes": []}
         assert data.read_test(job).table["image_id"].tolist() == ["a", "b"]
     for labels in ("all", "all/train/.."):
         with pytest.raises(InputError, match="the images themselves lie in this folder"):
