@@ -112,6 +112,8 @@ def read_labels(path, task, classes=(), folder=None):
         wanted = (given != "").any() & (found.images["split"] != "test")
         for row in np.flatnonzero(wanted & ~given.str.fullmatch(allowed))[:1]:
             raise InputError(f"{found.images['where'][row]}: {column} is {given[row]!r}, not {allowed}")
+    for row in np.flatnonzero((found.images["split"] == "val") & (found.images["fold"] != ""))[:1]:
+        raise InputError(f"{found.images['where'][row]}: split is 'val', but the column fold says what is held out")
     return found
 
 
