@@ -21,6 +21,7 @@ from common.nn.classifier import build_classifier
 from common.paths import read_parquet
 from common.recipe import Choice
 from solutions.own import data
+from solutions.own.labels import TRUE_CLASS
 
 RATES = ("sensitivity", "specificity", "f1", "accuracy")
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
@@ -164,7 +165,7 @@ def choose(job, oof):
     if job.config.task == "multiclass":
         figures["accuracy"] = as_interval(bootstrap(probs.argmax(1) == truth.argmax(1), groups, seed=seed))
         counts = confusion_matrix(truth.argmax(1), probs.argmax(1), labels=range(len(classes)))
-        tables["confusion.csv"] = pd.DataFrame(counts, columns=classes).assign(true=classes)[["true", *classes]]
+        tables["confusion.csv"] = pd.DataFrame(counts, classes, classes).reset_index(names=TRUE_CLASS)
         figures["f1"] = float(metrics.ratio(2 * np.diag(counts), counts.sum(0) + counts.sum(1), 0.0).mean())
     return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)
 

@@ -13,7 +13,7 @@ from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
 from solutions.own.labels import read_labels, task_of
 
-TRUE = "true "  # prefix of the columns with the labels of a class
+TRUE = "true: "  # prefix of the columns with the labels of a class
 
 
 def results(job, split):

@@ -21,7 +21,8 @@ from common.post.boxes import BOX
 MASKS = "masks"
 DEFAULTS = ("labels.csv", "labels.json", MASKS)
 GROUPING = ["patient_id", "split", "fold"]
-TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", *GROUPING}
+TRUE_CLASS = "true class"  # a column of confusion.csv
+TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", TRUE_CLASS, *GROUPING}
 SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
 

@@ -12,7 +12,7 @@ from common.nn.classifier import build_classifier
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
 from solutions.own import classify
-from solutions.own.comparison import COMPARISON, measure
+from solutions.own.comparison import COMPARISON, TRUE, measure
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import write_lines
@@ -45,9 +45,9 @@ def test_auroc_of_known_labels():
 def test_a_blank_label_leaves_the_rows_of_a_table():
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.random((40, 2)), columns=["mass", "nodule"])
-    table[["true mass", "true nodule"]] = (rng.random((40, 2)) < 0.5).astype(float)
+    table[[f"{TRUE}mass", f"{TRUE}nodule"]] = (rng.random((40, 2)) < 0.5).astype(float)
     whole = measure(table, np.arange(40), 50, 0)
-    table.loc[0, "true mass"] = NAN
+    table.loc[0, f"{TRUE}mass"] = NAN
     found = measure(table, np.arange(40), 50, 0)
     assert list(found) == ["mass", "nodule", "mean"] and len(found["mean"][1]) == 50
     np.testing.assert_array_equal(found["nodule"][1], whole["nodule"][1])
@@ -74,7 +74,7 @@ def test_frozen_features_train_the_same_layer_that_predicts_images():
 
 def test_several_classes_with_given_splits_weights_and_frozen_features(tiny, command, data, tmp_path):
     rows = read_table(data / "labels.csv")
-    lines = [f"{row.image_id},{'sick' if row.mass == '1' else 'well'}" for row in rows.itertuples()]
+    lines = [f"{row.image_id},{'true' if row.mass == '1' else 'well'}" for row in rows.itertuples()]
     splits = ["val" if k % 8 < 2 else "train" for k in range(len(lines))]
     labels = write_lines(
         tmp_path / "own.csv", "image_id,label,split", *(f"{a},{b}" for a, b in zip(lines, splits, strict=True))
@@ -87,7 +87,11 @@ def test_several_classes_with_given_splits_weights_and_frozen_features(tiny, com
     assert score["images"] == splits.count("val") and 0 <= score["accuracy"]["estimate"] <= 1
     config = read_json(tmp_path / "mine" / "config.json")
     assert (config["task"], config["n_folds"], config["folds"]) == ("multiclass", 2, [0])
-    probs = read_parquet(tmp_path / "mine" / "test.parquet")[["sick", "well"]]
+    probs = read_parquet(tmp_path / "mine" / "test.parquet")[["true", "well"]]
+    confusion = read_table(tmp_path / "mine" / "confusion.csv")
+    assert confusion.columns.tolist() == ["true class", "true", "well"]
+    assert confusion["true class"].tolist() == ["true", "well"]
+    assert confusion.iloc[:, 1:].astype(int).sum(axis=None) == score["images"]
     assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     result = command("infer", "mine", "--data", data, "--out", "predictions.csv", "--workers", "0")
     assert result.status == 0
