@@ -25,6 +25,7 @@ TRUE_CLASS = "true class"  # a column of confusion.csv
 TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", TRUE_CLASS, *GROUPING}
 SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
+MISSING = ("nan", "na", "none", "null", "<na>")  # pandas writes some of them for missing values
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def read_labels(path, task, classes=(), folder=None):
         seen[plain] = name
     if len(found.classes) < 1 + (task == "multiclass"):
         raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
+    for column in GROUPING:
+        _refuse_missing(found.images[column], found.images["where"])
     for column, allowed in (("split", "|".join(SPLITS)), ("fold", "[0-9]{1,3}")):
         given = found.images[column]
         wanted = (given != "").any() & (found.images["split"] != "test")
@@ -116,6 +119,12 @@ def read_labels(path, task, classes=(), folder=None):
     for row in np.flatnonzero((found.images["split"] == "val") & (found.images["fold"] != ""))[:1]:
         raise InputError(f"{found.images['where'][row]}: split is 'val', but the column fold says what is held out")
     return found
+
+
+def _refuse_missing(values, where):
+    for row in np.flatnonzero(values.str.casefold().isin(MISSING))[:1]:
+        said = f"{values.name} is {values.iloc[row]!r}, which may mean a missing value"
+        raise InputError(f"{where.iloc[row]}: {said}; leave it blank or write another name")
 
 
 def _chosen(found, classes, path):
@@ -156,6 +165,7 @@ def _read_classes(path, task, classes, folder):
     if task == "multiclass":
         check("label" in raw, f"{path}, row 1: the task multiclass needs a column label")
         label = raw["label"]
+        _refuse_missing(label, about["where"])
         columns = _chosen(sorted(set(label) - {""}), classes, path)
         for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
             raise InputError(f"{path}, row {row + 2}: the label {label[row]!r} is not among --classes")
@@ -179,6 +189,7 @@ def _read_boxes(path, task, classes, folder):
     boxed, corners = (raw[BOX] != "").any(axis=1), raw[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
     for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & boxed)[:1]:
         raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(raw[BOX].iloc[row])}")
+    _refuse_missing(raw.loc[boxed, column], about.loc[boxed, "where"])
     for name in GROUPING:
         for row in np.flatnonzero(about.groupby("name")[name].transform("nunique") > 1)[:1]:
             last = about.index[names == names[row]][-1]
