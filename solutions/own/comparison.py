@@ -26,7 +26,7 @@ def results(job, split):
         table = about[["image_id", "fold"]].assign(found=found)
     else:
         about = images.at(table["row"]).reset_index(drop=True)
-        truth = about[classes].astype(str).agg(" ".join, axis=1)
+        truth = about[classes].map(str).agg(" ".join, axis=1)  # astype(str) would keep NaN
     labels = about[classes].add_prefix(TRUE)
     return {"": pd.concat([table.assign(patient_id=about["patient_id"], truth=truth), labels], axis=1)}
 

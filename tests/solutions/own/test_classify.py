@@ -1,5 +1,7 @@
 """Losses, weights and scores of classification by hand, and a run on own images from the command line."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -51,6 +53,15 @@ def test_a_blank_label_leaves_the_rows_of_a_table():
     found = measure(table, np.arange(40), 50, 0)
     assert list(found) == ["mass", "nodule", "mean"] and len(found["mean"][1]) == 50
     np.testing.assert_array_equal(found["nodule"][1], whole["nodule"][1])
+
+
+def test_runs_with_blank_labels_are_compared(tmp_path):
+    labels = pd.DataFrame({"image_id": ["a", "b"], "patient_id": "", "mass": [1, NAN], "nodule": [0.0, 1.0]})
+    images = SimpleNamespace(about={"classes": ["mass", "nodule"]}, at=lambda rows: labels.iloc[rows])
+    job = SimpleNamespace(config=replace(DEMO, task="multilabel"), images=images)
+    job.run = SimpleNamespace(path=lambda name: tmp_path / name)
+    pd.DataFrame({"row": [0, 1], "mass": 0.5, "nodule": 0.5}).to_parquet(tmp_path / "oof.parquet")
+    assert COMPARISON.results(job, "oof")[""]["truth"].tolist() == ["1.0 0.0", "nan 1.0"]
 
 
 def test_labels_and_predictions_may_name_images_differently(tmp_path):
