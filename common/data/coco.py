@@ -8,7 +8,7 @@ from common.paths import read_json, strip_suffix, write_json
 from common.post.boxes import BOX, clip
 
 EDGE = 1.0  # pixels by which rounding can move a box outside its image
-OF_IMAGE = ["patient_id", "split", "fold"]  # optional fields of an image, "" if missing
+OF_IMAGE = ["patient_id", "split", "fold"]  # optional fields of an image, "" if missing or null
 
 
 def list_part(path, content, name):
@@ -47,7 +47,7 @@ def read_coco(path):
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a COCO file ({type(error).__name__}: {error})") from None
     for name in OF_IMAGE:
-        about[name] = [str(image.get(name, "")) for image in images]
+        about[name] = ["" if image.get(name) is None else str(image[name]) for image in images]
     return about, pd.DataFrame(rows, columns=["name", "class", "where", *BOX, "score", "segmentation"]), names
 
 

@@ -51,6 +51,12 @@ def auroc(y, score, undefined=None):
     return areas[0] if y.ndim == 1 else np.array(areas)
 
 
+def aurocs(y, score):
+    """Return the AUROC of each class over the rows whose label is known (not NaN), float64 (C,), NaN if undefined."""
+    pairs = [(t[~np.isnan(t)], s[~np.isnan(t)]) for t, s in zip(y.T, score.T, strict=True)]
+    return np.array([auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
+
+
 def confusion_counts(y, score, threshold):
     """Return tp, fp, fn, tn at `threshold`, int64 (4,); (C, 4) for y and score (N, C) and one or C thresholds."""
     y, score = check_scores(y, score, (1, 2))

@@ -16,7 +16,7 @@ from common import processes
 from common.data.folds import group_codes
 from common.errors import InputError, check
 from common.jit import compiled
-from common.metrics.classification import auroc, check_scores, mean_of_defined, ratio
+from common.metrics.classification import auroc, aurocs, check_scores, mean_of_defined, ratio
 
 CHUNK = 64  # resamples whose weights are in memory at once
 
@@ -58,8 +58,8 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
     """Return (list of C Intervals, Interval of the mean) for the AUROC of each class, by the Bayesian bootstrap.
 
     y: (N, C) bool or 0/1; score: (N, C) real; groups: as in `bootstrap`. A class with equal labels only, or with NaN
-    scores, raises InputError; with `skip_undefined`, it gets NaN and is left out of the mean. Intervals of a class
-    with fewer than about 5 positive groups are unreliable.
+    scores, raises InputError; with `skip_undefined`, it gets NaN and is left out of the mean, and so is each unknown
+    label (NaN). Intervals of a class with fewer than about 5 positive groups are unreliable.
     """
     estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]
@@ -130,7 +130,7 @@ def _draws(n_groups, n_resamples, seed):
 def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
     """Return AUROCs on all images, float64 (C,), and under weights of the groups, float64 (n_resamples, C)."""
     y, score = np.asarray(y), np.asarray(score)
-    estimates = auroc(y, score, np.nan if skip_undefined else None)
+    estimates = aurocs(y, score) if skip_undefined else auroc(y, score)
     codes, n_groups = number_groups(groups, len(y))
     orders = np.argsort(score, axis=0)
     resamples = []
@@ -138,7 +138,7 @@ def resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined):
     def of_class(c, weights):
         if np.isnan(estimates[c]):
             return np.full(len(weights), np.nan)
-        order = orders[:, c]
+        order = orders[~np.isnan(y[orders[:, c], c]), c]
         ranked = score[order, c]
         starts = np.append(True, ranked[1:] != ranked[:-1])
         return _weighted_auroc(y[order, c] != 0, starts, codes[order], weights)

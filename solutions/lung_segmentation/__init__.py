@@ -10,7 +10,7 @@ import importlib
 
 _HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "apply_gate"), "postprocess")
 _HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "segmenter")
-_HOMES |= {"mask_network": "models", "read_mask": "pairs"}
+_HOMES |= {"mask_network": "models", **dict.fromkeys(("fit_mask", "read_mask", "same_proportions"), "pairs")}
 __all__ = [*sorted(_HOMES), "lung_boxes"]
 
 

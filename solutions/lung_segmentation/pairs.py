@@ -28,6 +28,7 @@ NAMES = {
 # Words in names of mask folders: leftMask, "right lung", left_lung_png. Left and right are the patient's.
 SIDES = {"left", "right"}
 MASK_WORDS = {"mask", "masks", "lung", "lungs", "heart", "clavicle", "clavicles", "manual", *SIDES}
+FLAT = 5  # pixels
 FORMATS = {suffix[1:] for suffix in MASKS}
 
 
@@ -129,15 +130,15 @@ def _structure(folder):
 def read_mask(path, may_be_empty=False):
     """Return the mask in a file, bool (H, W): pixels brighter than half of the brightest value.
 
-    Raises InputError naming the file if it cannot be read, has grey levels, or (unless `may_be_empty`) is empty or
-    covers the whole image.
+    Raises InputError naming the file if it cannot be read, has grey levels other than soft edges, or (unless
+    `may_be_empty`) is empty or covers the whole image.
     """
     try:
         with Image.open(path) as image:
             check_size(image.height, image.width)
             image.verify()  # the checksums of a PNG, which reading ignores
         with Image.open(path) as image:
-            if image.format == "JPEG":  # Pillow ignores libjpeg's warnings of damage
+            if lossy := image.format == "JPEG":  # Pillow ignores libjpeg's warnings of damage
                 read_image(path)
             pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     except Exception as error:  # damaged files raise many kinds of errors
@@ -150,8 +151,23 @@ def read_mask(path, may_be_empty=False):
     mask = pixels > top // 2
     if np.count_nonzero((pixels > top / 4) & (pixels <= 3 * top / 4)) > np.count_nonzero(mask) / 4:
         raise InputError(f"{path}: has many grey levels, but a mask must be black and white")
+    if not lossy and _has_flat_grey(pixels, top):
+        raise InputError(f"{path}: has grey areas, like a map of several labels, but a mask must be black and white")
     check(may_be_empty or not mask.all(), f"{path}: the mask covers the whole image")
     return mask
+
+
+def _has_flat_grey(pixels, top):
+    """Return whether a square of FLAT pixels has one grey level, unlike soft edges and noise near black and white."""
+    grey, square = (pixels > top / 16) & (pixels < 15 * top / 16), np.ones((FLAT, FLAT), np.uint8)
+    pixels = pixels.astype(np.float32)
+    return grey.any() and (grey & (cv2.erode(pixels, square) == cv2.dilate(pixels, square))).any()
+
+
+def same_proportions(size, other):
+    """Return whether scaling the smaller of two sizes (height, width) brings both its sides within a pixel."""
+    (h, w), (height, width) = size, other
+    return abs(h * width - w * height) <= np.maximum(h + w, height + width)
 
 
 def fit_mask(mask, shape, where):
@@ -159,8 +175,7 @@ def fit_mask(mask, shape, where):
     if mask.shape == tuple(shape):
         return mask, False
     (h, w), (height, width) = mask.shape, shape
-    # the proportions agree if scaling the smaller one brings both its sides within a pixel
-    if abs(h * width - w * height) > max(h + w, height + width):
+    if not same_proportions(mask.shape, shape):
         raise InputError(f"{where}: a mask of {w} × {h} pixels for an image of {width} × {height}")
     grown = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_LINEAR)
     return grown >= 128, True

@@ -18,6 +18,7 @@ from common.post.fusion import FusionRule, fuse_members
 from common.recipe import Choice
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
+from solutions.lung_segmentation import same_proportions
 from solutions.own import data
 
 STAGE = "detector"
@@ -28,7 +29,8 @@ COLUMNS = ["image_id", "class", *BOX, "score", "keep"]
 def refine(job, listing, store):
     """Return the listing with the table boxes.parquet: image_id, row, class_id and corners in pixels of the original.
 
-    Raises InputError naming the row of a box without area or outside its image, and for fractions given as pixels.
+    Boxes of a COCO file are scaled from the image's size in it to that of the image file. Raises InputError naming the
+    row of a box without area or outside its image, and for sizes of other proportions and fractions given as pixels.
     """
     listing, unit = leave_out_unreadable(listing), job.config.boxes
     marks, table = listing.tables["marks"], listing.table
@@ -36,7 +38,12 @@ def refine(job, listing, store):
     given, sizes = marks[BOX].to_numpy(float), rows[["width", "height"] * 2].to_numpy(float)
     if unit == "pixels" and len(given) and given.max() <= 1:
         raise InputError(f"{listing.inputs[0]}: all boxes lie in [0, 1]; --boxes fraction takes shares of the sides")
-    corners = given * (sizes if unit == "fraction" else 1)
+    declared = marks.reindex(columns=["width", "height"] * 2).to_numpy(float)  # by COCO; the files may be resized
+    declared = np.where(np.isnan(declared), sizes, declared)
+    for at in np.flatnonzero(~same_proportions(declared.T[1::-1], sizes.T[1::-1]))[:1]:
+        sides = "{:g} × {:g} pixels, but its file has {:g} × {:g}".format(*declared[at, :2], *sizes[at, :2])
+        raise InputError(f"{marks['where'].iloc[at]}: a box in an image of {sides}")
+    corners = given * (sizes if unit == "fraction" else sizes / declared)
     outside = ((corners < -OUTSIDE) | (corners > sizes + OUTSIDE)).any(axis=1)
     for at in np.flatnonzero(outside | (corners[:, 2:] <= corners[:, :2]).any(axis=1))[:1]:
         place = "lies outside its image of {:g} × {:g} pixels".format(*sizes[at])

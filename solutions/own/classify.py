@@ -21,6 +21,7 @@ from common.nn.classifier import build_classifier
 from common.paths import read_parquet
 from common.recipe import Choice
 from solutions.own import data
+from solutions.own.labels import TRUE_CLASS
 
 RATES = ("sensitivity", "specificity", "f1", "accuracy")
 MOST_WEIGHT, MOST_REPEATS = 20.0, 10
@@ -92,7 +93,7 @@ def network(job, fold):
 
     def figures(job, logits, rows):
         truth = truth_of(job.images, rows)
-        found = {"auroc": metrics.mean_of_defined(aurocs(truth, logits))}
+        found = {"auroc": metrics.mean_of_defined(metrics.aurocs(truth, logits))}
         return found | ({"accuracy": float((logits.argmax(1) == truth.argmax(1)).mean())} if multiclass else {})
 
     return Network(
@@ -128,28 +129,13 @@ def predict_rows(job, folds, rows, path, title):
     return {"": pd.concat([job.images.named(rows), table], axis=1)}
 
 
-def mean_auroc(truth, probs, groups, seed=0, n_resamples=1000):
-    """Return the Interval of the mean AUROC over C classes; with unknown labels, from a fifth of the resamples."""
-    if np.isnan(truth).any():
-        mean = lambda at: metrics.mean_of_defined(aurocs(truth[at], probs[at]))  # noqa: E731
-        return bootstrap(mean, groups, n_resamples // 5, seed)
-    return bootstrap_auroc(truth, probs, groups, n_resamples, seed, skip_undefined=True)[1]
-
-
-def aurocs(truth, scores):
-    """Return the AUROC of each class over the images whose label is known, float64 (C,), NaN where undefined."""
-    pairs = [(t[~np.isnan(t)], s[~np.isnan(t)]) for t, s in zip(truth.T, scores.T, strict=True)]
-    return np.array([metrics.auroc(t, s, np.nan) if len(t) else np.nan for t, s in pairs])
-
-
-def class_row(truth, probs, parts, groups, seed):
-    """Return the metrics of one class over the images whose label is known."""
+def class_row(truth, probs, parts, groups, area):
+    """Return the metrics of one class over the images whose label is known; area: the Interval of its AUROC."""
     known = ~np.isnan(truth)
     y, p, part, people = truth[known, None], probs[known, None], parts[known], groups[known]
     row = {"images": len(y), "positive": int(y.sum()), "positive_patients": len(set(people[y[:, 0] > 0].tolist()))}
     row |= dict.fromkeys(("auroc", "low", "high", "average_precision", "threshold", *RATES), np.nan)
     if len(set(people.tolist())) > 1 and len(set(part.tolist())) > 1:
-        (area,), _ = bootstrap_auroc(y, p, people, seed=seed, skip_undefined=True)
         row |= {"auroc": area.estimate, "low": area.low, "high": area.high}
         precision = average_precision_score(y[:, 0], p[:, 0]) if y.any() else np.nan
         row |= {"average_precision": precision, "threshold": choose_thresholds(y, p)[0]}
@@ -169,16 +155,17 @@ def choose(job, oof):
     classes, rows, seed = job.images.about["classes"], oof.table["row"], job.config.seed
     truth, probs, groups = truth_of(job.images, rows), oof.table[classes].to_numpy(), job.images.groups(rows)
     parts = data.parts_of(job, rows)
-    table = [class_row(truth[:, k], probs[:, k], parts, groups, seed) for k in range(len(classes))]
+    areas, mean = bootstrap_auroc(truth, probs, groups, seed=seed, skip_undefined=True)
+    table = [class_row(truth[:, k], probs[:, k], parts, groups, area) for k, area in enumerate(areas)]
     table = pd.DataFrame(table).assign(label=classes).set_index("label").reset_index()
-    figures = {"auroc": as_interval(mean_auroc(truth, probs, groups, seed))} | data.counts(job, rows)
+    figures = {"auroc": as_interval(mean)} | data.counts(job, rows)
     figures |= {name: as_json(table[name].mean()) for name in ("average_precision", "f1")}
     rule = {name: as_json(value) for name, value in zip(classes, table["threshold"], strict=True)}
     tables = {"classes.csv": table}
     if job.config.task == "multiclass":
         figures["accuracy"] = as_interval(bootstrap(probs.argmax(1) == truth.argmax(1), groups, seed=seed))
         counts = confusion_matrix(truth.argmax(1), probs.argmax(1), labels=range(len(classes)))
-        tables["confusion.csv"] = pd.DataFrame(counts, columns=classes).assign(true=classes)[["true", *classes]]
+        tables["confusion.csv"] = pd.DataFrame(counts, classes, classes).reset_index(names=TRUE_CLASS)
         figures["f1"] = float(metrics.ratio(2 * np.diag(counts), counts.sum(0) + counts.sum(1), 0.0).mean())
     return Choice({"thresholds": rule}, figures["auroc"]["estimate"] or 0.0, figures, tables)
 

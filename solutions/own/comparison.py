@@ -7,14 +7,13 @@ from common.compare import Comparison, means_of, measure_boxes
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.metrics.classification import mean_of_defined
-from common.metrics.statistics import resample, resample_aurocs
-from common.paths import read_parquet
+from common.metrics.statistics import resample_aurocs
+from common.paths import read_parquet, strip_suffix
 from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
-from solutions.own.classify import aurocs
 from solutions.own.labels import read_labels, task_of
 
-TRUE = "true "  # prefix of the columns with the labels of a class
+TRUE = "true: "  # prefix of the columns with the labels of a class
 
 
 def results(job, split):
@@ -27,7 +26,7 @@ def results(job, split):
         table = about[["image_id", "fold"]].assign(found=found)
     else:
         about = images.at(table["row"]).reset_index(drop=True)
-        truth = about[classes].astype(str).agg(" ".join, axis=1)
+        truth = about[classes].map(str).agg(" ".join, axis=1)  # astype(str) would keep NaN
     labels = about[classes].add_prefix(TRUE)
     return {"": pd.concat([table.assign(patient_id=about["patient_id"], truth=truth), labels], axis=1)}
 
@@ -40,9 +39,6 @@ def measure(table, groups, n_resamples, seed):
     if "found" in table:
         return measure_boxes(table, names, rule(len(names)), groups, n_resamples, seed)
     y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
-    if np.isnan(y).any():
-        mean = lambda rows: mean_of_defined(aurocs(y[rows], probs[rows]))  # noqa: E731
-        return {"mean": resample(mean, groups, n_resamples // 5, seed, True)}
     areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
     found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
     return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}
@@ -54,15 +50,24 @@ def read_probabilities(path):
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     for row, column in np.argwhere(~((values >= 0) & (values <= 1)).to_numpy())[:1]:
         raise InputError(f"{path}, row {row + 2}: {table.iat[row, column + 1]!r} is not a probability")
-    return values.set_index(table.iloc[:, 0])
+    return values.set_index(_plain_ids(path, table.iloc[:, 0]))
 
 
 def read_truth(path):
     """Return the labels of each class by image, from a CSV for classification."""
     labels = read_labels(path, task_of(path))
     check(not len(labels.marks), f"{path}: not labels for classification")
-    images = labels.images.set_index("name")
+    images = labels.images.set_index(_plain_ids(path, labels.images["name"]))
     return images[labels.classes].add_prefix(TRUE).assign(patient_id=images["patient_id"])
+
+
+def _plain_ids(path, names):
+    """Return names of images without suffix, and without folders unless two images would have the same name then."""
+    ids = names.map(strip_suffix)
+    folders = names.str.rpartition("/")[0] + "/"
+    ids = ids.mask(ids.duplicated(keep=False), (folders + ids).str.removeprefix("/"))
+    check(ids.is_unique, f"{path}: two rows of the image {ids[ids.duplicated()].min()}")
+    return ids
 
 
 def join(predictions, labels):

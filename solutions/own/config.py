@@ -89,7 +89,7 @@ class Config:
     detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     n_folds: int = 5  # Overridden by a column `fold` or `split` of the labels.
-    folds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Folds to hold out, each with its own network.
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)  # Folds to hold out, each with its own network; by default all.
     tta: tuple[Literal["flip"], ...] = ()
     store_size: int = 512  # Side of the stored images, in pixels; at least the size of the network.
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from common.data.tables import read_list, read_patients
 from common.errors import InputError, check, log
 from common.listing import Listing
 from solutions.lung_segmentation import find_lungs, lung_region, weights_file
-from solutions.own.labels import find_labels, list_images, read_labels
+from solutions.own.labels import MASKS, find_labels, list_images, read_labels
 
 SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
 VIEW = "view"  # name of the array of network inputs that replaces the stored images
@@ -88,8 +89,9 @@ def read_test(job):
     options = job.options
     if options.data is None and (options.test is None or not options.test.is_dir()):
         raise InputError("name the folder of the images with --data")
-    masks = options.data and options.data / (job.config.labels or "masks")  # masks are not images to predict
-    files, names = list_images(options.data, masks) if options.data is not None else ({}, {})
+    files, names, given = {}, {}, job.config.labels or MASKS
+    if options.data is not None:  # masks are not images to predict
+        files, names = list_images(options.data, next(filter(Path.exists, (options.data / given, Path(given))), None))
     ids, more = _find_tests(options, files, names)
     files = files | more
     ids = ids or list(files)
@@ -209,11 +211,9 @@ def _drop_rare(config, path, train, classes, left_out):
     log.info(f"left out {len(rare)} classes with fewer than two images: {', '.join(rare)}")
     kept = [name for name in classes if name not in rare]
     check(len(kept) >= 1 + (config.task == "multiclass"), f"{path}: too few classes with two images or more")
-    if config.task == "multiclass":
-        inside = train[kept].sum(axis=1) > 0
-        _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
-        train = train[inside]
-    return train, kept
+    inside = train[kept].sum(axis=1) > 0 if config.task == "multiclass" else train[kept].notna().any(axis=1)
+    _skip(left_out, train[~inside], "skip", "", "of a class that is left out")
+    return train[inside], kept
 
 
 def folds_of(images):

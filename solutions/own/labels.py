@@ -12,15 +12,20 @@ import pandas as pd
 
 from common import paths
 from common.data.coco import list_part, read_coco
+from common.data.guard import max_pixels
 from common.data.tables import some_rows
 from common.errors import InputError, check
 from common.paths import IMAGES, read_json, strip_suffix
 from common.post.boxes import BOX
 
-DEFAULTS = ("labels.csv", "labels.json", "masks")
+MASKS = "masks"
+DEFAULTS = ("labels.csv", "labels.json", MASKS)
 GROUPING = ["patient_id", "split", "fold"]
-TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", *GROUPING}
+TRUE_CLASS = "true class"  # a column of confusion.csv
+TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", TRUE_CLASS, *GROUPING}
+SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
+MISSING = ("nan", "na", "none", "null", "<na>")  # pandas writes some of them for missing values
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Labels:
     classes: names. images: one row per labelled image, with name (as the labels write it), where (file and row),
     patient_id, split and fold, "" where not given, and a column per class: 0, 1 and NaN for unknown. marks: one row per
     box or mask, with the image's name, class, where, and x_min, y_min, x_max, y_max or `mask`: a file, or COCO's
-    polygons or run-length mask.
+    polygons or run-length mask with the image's height and width in COCO, or None. COCO's boxes have width and height.
     """
 
     classes: list
@@ -44,20 +49,25 @@ def find_labels(folder, given):
     check(folder.is_dir(), f"{folder}: no such folder (--data)")
     for path in [Path(given), folder / given] if given else [folder / name for name in DEFAULTS]:
         if path.exists():
+            above = path.is_dir() and folder.resolve().is_relative_to(path.resolve())
+            check(not above, f"{path}: the images themselves lie in this folder (--labels)")
             return path
     check(not given, f"{given}: no such file or folder (--labels)")
     raise InputError(f"{folder}: no {', '.join(DEFAULTS[:-1])} or folder {DEFAULTS[-1]} in it; --labels names them")
 
 
 def list_images(folder, labels=None):
-    """Return {id: path} of the images at any depth under `folder`, except the folder of masks, and {name: id}.
+    """Return {id: path} of the images at any depth under `folder`, and {name: id}.
 
+    If `labels` is a folder, its files are left out, as are those of a folder named `masks` in which it lies.
     Ids are stems, or relative paths if any two images have the same stem. An image may be named by its stem, its file
     name or its relative path with or without suffix; a name shared by several images has the id None.
     """
-    inside = labels is not None and labels.is_dir() and labels.resolve().is_relative_to(folder.resolve())
-    masks = folder / labels.resolve().relative_to(folder.resolve()).parts[0] if inside else None
-    places = {path.relative_to(folder): path for path in paths.list_images(folder, skip=lambda path: path == masks)}
+    above, masks = folder.resolve(), labels.resolve() if labels is not None and labels.is_dir() else None
+    if masks is not None:
+        masks = next((path for path in reversed(masks.parents) if path.name == MASKS and above in path.parents), masks)
+    found = paths.list_images(folder, skip=lambda path: path.resolve() == masks)
+    places = {path.relative_to(folder): path for path in found}
     check(places, f"{folder}: no images in it ({', '.join(IMAGES)})")
     unique = len({strip_suffix(place.name) for place in places}) == len(places)
     files, names = {}, {}
@@ -99,12 +109,22 @@ def read_labels(path, task, classes=(), folder=None):
         seen[plain] = name
     if len(found.classes) < 1 + (task == "multiclass"):
         raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
+    for column in GROUPING:
+        _refuse_missing(found.images[column], found.images["where"])
     for column, allowed in (("split", "|".join(SPLITS)), ("fold", "[0-9]{1,3}")):
         given = found.images[column]
         wanted = (given != "").any() & (found.images["split"] != "test")
         for row in np.flatnonzero(wanted & ~given.str.fullmatch(allowed))[:1]:
             raise InputError(f"{found.images['where'][row]}: {column} is {given[row]!r}, not {allowed}")
+    for row in np.flatnonzero((found.images["split"] == "val") & (found.images["fold"] != ""))[:1]:
+        raise InputError(f"{found.images['where'][row]}: split is 'val', but the column fold says what is held out")
     return found
+
+
+def _refuse_missing(values, where):
+    for row in np.flatnonzero(values.str.casefold().isin(MISSING))[:1]:
+        said = f"{values.name} is {values.iloc[row]!r}, which may mean a missing value"
+        raise InputError(f"{where.iloc[row]}: {said}; leave it blank or write another name")
 
 
 def _chosen(found, classes, path):
@@ -145,6 +165,7 @@ def _read_classes(path, task, classes, folder):
     if task == "multiclass":
         check("label" in raw, f"{path}, row 1: the task multiclass needs a column label")
         label = raw["label"]
+        _refuse_missing(label, about["where"])
         columns = _chosen(sorted(set(label) - {""}), classes, path)
         for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
             raise InputError(f"{path}, row {row + 2}: the label {label[row]!r} is not among --classes")
@@ -168,6 +189,7 @@ def _read_boxes(path, task, classes, folder):
     boxed, corners = (raw[BOX] != "").any(axis=1), raw[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
     for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & boxed)[:1]:
         raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(raw[BOX].iloc[row])}")
+    _refuse_missing(raw.loc[boxed, column], about.loc[boxed, "where"])
     for name in GROUPING:
         for row in np.flatnonzero(about.groupby("name")[name].transform("nunique") > 1)[:1]:
             last = about.index[names == names[row]][-1]
@@ -180,29 +202,40 @@ def _read_boxes(path, task, classes, folder):
 
 def _read_coco(path, task, classes, folder):
     about, marks, names = read_coco(path)
-    chosen = _chosen([name for name in names.values() if name], classes, path)
+    check(len(marks), f"{path}: no annotations in it")
+    _refuse_repeated(about)
+    chosen, sizes = _chosen([name for name in names.values() if name], classes, path), about[SIZE].fillna(1)
+    whole = ((sizes >= 1) & (sizes % 1 == 0)).all(axis=1) & (sizes.prod(axis=1) <= max_pixels())
+    for row in np.flatnonzero(~whole)[:1]:
+        raise InputError(f"{about['where'][row]}: width and height are not those of an image")
+    marks = marks.merge(about[["name", *SIZE]], "left", "name")
     if task == "detection":
         for row in np.flatnonzero(~np.isfinite(marks[BOX]).all(axis=1))[:1]:
             raise InputError(f"{marks['where'][row]}: a box needs four numbers")
     else:
-        outlines = zip(marks["segmentation"], marks["where"], strict=True)
-        marks = marks.assign(mask=[_check_outline(*each) for each in outlines])
-    _refuse_repeated(about)
-    about, marks = about.drop(columns=["width", "height"]), marks.drop(columns=["score", "segmentation"])
+        sizes = [tuple(map(int, size)) if all(size > 0) else None for size in marks[SIZE].to_numpy()]
+        outlines = map(_check_outline, marks["segmentation"], marks["where"])
+        marks = marks.assign(mask=list(zip(outlines, sizes, strict=True)))
+    about, marks = about.drop(columns=SIZE), marks.drop(columns=["score", "segmentation"])
     return _labels(chosen, about, marks[marks["class"].isin(chosen)])
 
 
 def _check_outline(outline, where):
     """Return COCO's polygons or run-length mask. Raises InputError for anything else and for fewer than 3 points."""
-    if isinstance(outline, dict) and {"counts", "size"} <= set(outline):
+    size, counts = (outline.get(name) if isinstance(outline, dict) else None for name in ("size", "counts"))
+    if _are_numbers(size, int) and (isinstance(counts, str) or _are_numbers(counts, int)):
         return outline
     if not isinstance(outline, list) or not outline:
         raise InputError(f"{where}: segmentation is neither polygons nor a run-length mask")
     for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) % 2 or not np.isfinite(np.asarray(polygon, float)).all():
+        if not _are_numbers(polygon) or len(polygon) % 2:
             raise InputError(f"{where}: a polygon must be a list of x, y, x, y, …")
         check(len(polygon) >= 6, f"{where}: a polygon of {len(polygon) // 2} points; it needs three")
     return outline
+
+
+def _are_numbers(values, kinds=int | float):
+    return isinstance(values, list) and all(isinstance(value, kinds) and abs(value) < 1e9 for value in values)
 
 
 def _read_masks(path, task, classes, folder):

@@ -19,6 +19,7 @@ from common.errors import InputError
 from common.infer import tta
 from common.infer.predict import write_masks
 from common.listing import leave_out_unreadable
+from common.metrics.classification import mean_of_defined
 from common.metrics.segmentation import counts_from_areas, iou
 from common.metrics.statistics import as_interval, bootstrap, format_interval
 from common.network import predict
@@ -30,11 +31,12 @@ from common.step import file_stamp
 from common.submit.table import read_table
 from common.submit.validate import Summary, id_problems, refuse_rows
 from common.tuning import Rule, grid, nested_areas, rule_dice, summarise, tune_nested
-from solutions.lung_segmentation import mask_network, read_mask
+from solutions.lung_segmentation import fit_mask, mask_network, read_mask
 from solutions.own import coco, data
 from solutions.own.classify import augmentation
 
 SHAPE, MARK = ["image_id", "width", "height"], ["mask", "where"]
+UNTUNED = {"pixel": 0.5, "min_area": 0.0}  # the rule of a structure that has no other patient to tune it on
 
 
 def refine(job, listing, store):
@@ -82,7 +84,8 @@ def refine(job, listing, store):
 def read_mark(mark, where, shape, mask_size="same"):
     """Return the mask of a file or a COCO annotation, bool (height, width); shape: height and width of the image."""
     if not isinstance(mark, str):
-        return coco.draw(mark, shape, where)
+        outline, declared = mark
+        return fit_mask(coco.draw(outline, declared or shape, where), shape, where)[0]
     mask = read_mask(mark, may_be_empty=True)
     if mask.shape == tuple(shape):
         return mask
@@ -119,7 +122,8 @@ def predict_rows(job, folds, rows, path, title):
 def choose(job, oof):
     """Choose each structure's rule by mean Dice; score it nested over folds, or halves of a single fold.
 
-    Masks are compared at the size of the stored square images, which preserves the ratios of areas.
+    Masks are compared at the size of the stored square images, which preserves the ratios of areas. A structure of a
+    single patient gets the rule UNTUNED and no score. Raises InputError if this applies to all structures.
     """
     config, classes, rows, decision = job.config, job.images.about["classes"], oof.table["row"], job.config.decision
     masks, groups = read_array(job.images.arrays["masks"]), job.images.groups(rows)
@@ -129,22 +133,30 @@ def choose(job, oof):
     for k, name in enumerate(classes):
         known = np.flatnonzero([masks[row, k, 0, 0] != UNKNOWN for row in rows])
         truth = {at: runs_of(masks[rows.iloc[at], k]) for at in known}
-        regions = summarise(oof.maps, truth, decision.pixel, (side, side), rows=known, channel=k)
         folds, people = oof.table["fold"].to_numpy()[known], groups[known]
+        present = np.array([len(runs) > 0 for runs in truth.values()], bool)
+        row = {"structure": name, "images": len(known), "present": int(present.sum())}
+        if len(set(folds.tolist())) < 2 and len(set(people.tolist())) < 2:  # nothing can be held out
+            rules[name] = UNTUNED
+            tables.append(row | UNTUNED)
+            continue
+        regions = summarise(oof.maps, truth, decision.pixel, (side, side), rows=known, channel=k)
         tuned = tune_nested(tried, partial(rule_dice, regions), folds, people, config.seed)
         areas = nested_areas(regions, tuned.fold_rules, tuned.parts)
         of_image["dice"][known, k], of_image["iou"][known, k] = tuned.dice, iou(counts_from_areas(*areas, side**2))
         rules[name] = {"pixel": tuned.rule.pixel, "min_area": tuned.rule.min_area / side**2}
-        present = areas[2] > 0
-        row = {"structure": name, "images": len(areas[2]), "present": int(present.sum()), **rules[name]}
+        row |= rules[name]
         for metric in ("dice", "iou"):
             found = as_interval(bootstrap(of_image[metric][known, k], people, seed=config.seed))
             row |= {metric: found["estimate"], f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
         row["dice_present"] = float(tuned.dice[present].mean()) if present.any() else np.nan
         tables.append(row)
-    means = {name: np.nanmean(values, axis=1) for name, values in of_image.items()}
-    figures = {name: as_interval(bootstrap(values, groups, seed=config.seed)) for name, values in means.items()}
-    figures |= {"structures": {row["structure"]: row["dice"] for row in tables}} | data.counts(job, rows)
+    if np.isnan(of_image["dice"]).all():
+        raise InputError("no structure has masks of two patients: no score can be computed")
+    means = {name: mean_of_defined(values) for name, values in of_image.items()}
+    scores = {name: bootstrap(values, groups, seed=config.seed, skip_nan=True) for name, values in means.items()}
+    figures = {name: as_interval(score) for name, score in scores.items()}
+    figures |= {"structures": {row["structure"]: row.get("dice") for row in tables}} | data.counts(job, rows)
     scored = oof.table.assign(dice=means["dice"], iou=means["iou"])
     tables = {"structures.csv": pd.DataFrame(tables), "oof_dice.parquet": scored}
     return Choice({"rules": rules}, figures["dice"]["estimate"], figures, tables)
@@ -152,7 +164,8 @@ def choose(job, oof):
 
 def describe(figures):
     """Return the lines that report the score."""
-    each = ", ".join(f"{name} {value:.4f}" for name, value in figures["structures"].items())
+    structures = figures["structures"].items()
+    each = ", ".join(f"{name} {'no score' if value is None else f'{value:.4f}'}" for name, value in structures)
     scores = f"mean Dice {format_interval(figures['dice'])}, IoU {format_interval(figures['iou'])}"
     size = data.size_text(figures)
     return [f"out of fold, {size}: {scores} (Dice by structure: {each}), nested by {figures['nested_by']}"]

@@ -41,7 +41,8 @@ RECIPES = {
 def pick(job, verb):
     """Return the Solution of the job's task, which `plan` and `prepare` infer from the labels and later verbs read.
 
-    A column `fold` or `split` of the labels also determines the number of folds.
+    A column `fold` or `split` of the labels also determines the number of folds, and which of them to hold out unless
+    `--folds` names some of them.
     """
     config, found = job.config, {}
     if verb in ("prepare", "plan"):
@@ -51,6 +52,8 @@ def pick(job, verb):
     elif config.task == "auto":
         about = (job.run.step("prepare") or {}).get("about", {})
         found = {name: about[name] for name in ("task", "n_folds", "folds") if name in about}
+    chosen = config.folds != tuple(range(config.n_folds)) and set(config.folds) < set(found.get("folds", ()))
+    found |= {"folds": config.folds} if chosen else {}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     job.config = replace(config, **found)
     return RECIPES.get(job.config.task, RECIPES["multilabel"])

@@ -102,7 +102,7 @@ def _outlines(job):
     oof, classes, found = read_parquet(job.run.path("oof_dice.parquet")), job.images.about["classes"], []
     maps, masks = read_array(job.run.maps("oof")), read_array(job.images.arrays["masks"])
     rules, side = read_json(job.run.path("tuned.json"))["rules"], job.config.store_size
-    for title, rows in pick_extremes(oof.sort_values("dice", kind="stable")).items():
+    for title, rows in pick_extremes(oof.dropna(subset="dice").sort_values("dice", kind="stable")).items():
         items = []
         for at, row in rows.iterrows():
             k = int(np.argmax([mask[0, 0] != 2 and mask.any() for mask in masks[row["row"]]]))

@@ -156,6 +156,20 @@ def test_a_rare_class_stays_in_every_resample():
     assert common.high < mean.low and rare.low > 0.8  # a mean over the classes that are there would reach down to these
 
 
+def test_an_unknown_label_changes_its_own_class_alone():
+    rng = np.random.default_rng(2)
+    groups, y, score = np.arange(200) // 2, (rng.random((200, 2)) < [0.5, 0.1]).astype(float), rng.random((200, 2))
+    (_, rare), _ = bootstrap_auroc(y, score, groups, 60)
+    y[:3, 0], known = np.nan, np.arange(200) >= 3
+    (common, same), mean = bootstrap_auroc(y, score, groups, 60, skip_undefined=True)
+    names = sorted(set(groups.tolist()), key=repr)
+    drawn = np.random.default_rng(0).exponential(size=(60, len(names)))
+    weights = drawn[:, [names.index(group) for group in groups[known].tolist()]]
+    expected = [roc_auc_score(y[known, 0], score[known, 0], sample_weight=w) for w in weights]
+    np.testing.assert_allclose([common.low, common.high], limits(expected), atol=1e-6)
+    assert same == rare and common.low < mean.low < mean.estimate == (common.estimate + rare.estimate) / 2
+
+
 def paired(y, a, b, groups, n_resamples, seed=0):
     """Return (Interval, p) of AUROC(a) − AUROC(b) of each class and of their mean, as `table` computes them."""
     (of_a, all_a), (of_b, all_b) = (resample_aurocs(y, each, groups, n_resamples, seed, True) for each in (a, b))

@@ -4,6 +4,7 @@ import json
 import logging
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -255,16 +256,21 @@ def test_masks_that_are_refused(tmp_path):
     labels = lungs()
     labels[:, :30] //= 255
     labels[:, 30:] //= 127  # 1 and 2 for either lung
+    small = lungs(top=2)
+    small[:6, :6] = 1
     for name, pixels, said in (
         ("empty", np.zeros((40, 60), np.uint8), "an empty mask"),
         ("full", np.full((40, 60), 255, np.uint8), "covers the whole image"),
         ("film", rng.integers(0, 256, (40, 60), np.uint8), "many grey levels"),
         ("labels", labels, "many grey levels"),
+        ("small", small, "grey areas, like a map of several labels"),
     ):
         path = save(tmp_path / f"{name}.png", pixels)
         with pytest.raises(InputError, match=said) as error:
             read_mask(path)
         assert str(error.value).startswith(f"{path}: ")
+    soft = cv2.resize(lungs(), (240, 160), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(read_mask(save(tmp_path / "soft.png", soft)), soft > 127)
     with pytest.raises(InputError, match=r"nowhere\.png: the mask cannot be read"):
         read_mask(tmp_path / "nowhere.png")
 

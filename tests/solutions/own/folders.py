@@ -28,9 +28,9 @@ def write_lines(path, *lines):
     return path
 
 
-def write_coco(path, images, annotations, classes=("nodule", "mass")):
+def write_coco(path, images, annotations, classes=("nodule", "mass"), size=(8, 8)):
     """Write a COCO file of images (name, …) and annotations (image number, class number, further fields)."""
-    images = [{"id": 10 + k, "file_name": name, "width": 8, "height": 8} for k, name in enumerate(images)]
+    images = [{"id": 10 + k, "file_name": name, "width": size[1], "height": size[0]} for k, name in enumerate(images)]
     found = [{"id": k, "image_id": 10 + i, "category_id": 5 + c} | more for k, (i, c, more) in enumerate(annotations)]
     categories = [{"id": 5 + k, "name": name} for k, name in enumerate(classes)]
     path.write_text(json.dumps({"images": images, "annotations": found, "categories": categories}))

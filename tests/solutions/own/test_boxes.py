@@ -52,10 +52,16 @@ def test_boxes_in_pixels_in_shares_and_of_coco_are_the_same(folder):
     (folder / "labels.csv").unlink()
     found = [(0, 1, [4, 5, 4, 5]), (0, 1, [0, 0, 40, 20]), (1, 0, [10, 0, 10, 10])]
     found = [(image, k, {"bbox": box}) for image, k, box in found]
-    write_coco(folder / "labels.json", ["a.png", "b.png", "c.png"], found)
+    write_coco(folder / "labels.json", ["a.png", "b.png", "c.png"], found, size=(20, 40))
     coco = stored(folder, on_rare="keep")
     assert coco.about["classes"] == ["nodule", "mass"]
     np.testing.assert_allclose(coco.tables["boxes.parquet"][BOX], table[BOX])
+    write_coco(folder / "labels.json", ["a.png", "b.png", "c.png"], found, size=(40, 80))  # the files were halved
+    halved = stored(folder, on_rare="keep")
+    np.testing.assert_allclose(halved.tables["boxes.parquet"][BOX], table[BOX] / 2)
+    write_coco(folder / "labels.json", ["a.png", "b.png", "c.png"], found, size=(40, 40))
+    with pytest.raises(InputError, match="annotation 0: a box in an image of 40 × 40 pixels, but its file has 40 × 20"):
+        stored(folder, on_rare="keep")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,20 @@
 """Losses, weights and scores of classification by hand, and a run on own images from the command line."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from common.errors import InputError
+from common.metrics.classification import aurocs
 from common.nn.classifier import build_classifier
 from common.paths import read_json, read_parquet
 from common.submit.table import read_table
 from solutions.own import classify
+from solutions.own.comparison import COMPARISON, TRUE, measure
 from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import write_lines
@@ -34,8 +40,39 @@ def test_class_weights_and_repeats():
 
 def test_auroc_of_known_labels():
     truth = np.array([[1, NAN], [0, NAN], [NAN, 1]])
-    found = classify.aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
+    found = aurocs(truth, np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.3]]))
     assert found[0] == 1 and np.isnan(found[1])
+
+
+def test_a_blank_label_leaves_the_rows_of_a_table():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.random((40, 2)), columns=["mass", "nodule"])
+    table[[f"{TRUE}mass", f"{TRUE}nodule"]] = (rng.random((40, 2)) < 0.5).astype(float)
+    whole = measure(table, np.arange(40), 50, 0)
+    table.loc[0, f"{TRUE}mass"] = NAN
+    found = measure(table, np.arange(40), 50, 0)
+    assert list(found) == ["mass", "nodule", "mean"] and len(found["mean"][1]) == 50
+    np.testing.assert_array_equal(found["nodule"][1], whole["nodule"][1])
+
+
+def test_runs_with_blank_labels_are_compared(tmp_path):
+    labels = pd.DataFrame({"image_id": ["a", "b"], "patient_id": "", "mass": [1, NAN], "nodule": [0.0, 1.0]})
+    images = SimpleNamespace(about={"classes": ["mass", "nodule"]}, at=lambda rows: labels.iloc[rows])
+    job = SimpleNamespace(config=replace(DEMO, task="multilabel"), images=images)
+    job.run = SimpleNamespace(path=lambda name: tmp_path / name)
+    pd.DataFrame({"row": [0, 1], "mass": 0.5, "nodule": 0.5}).to_parquet(tmp_path / "oof.parquet")
+    assert COMPARISON.results(job, "oof")[""]["truth"].tolist() == ["1.0 0.0", "nan 1.0"]
+
+
+def test_labels_and_predictions_may_name_images_differently(tmp_path):
+    predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "a,0.9", "b,0.2", "c,0.5")
+    for names in (["a", "b", "c"], ["a.png", "b.png", "c.jpg"], ["x/a.png", "y/b.png", "x/c.png"]):
+        labels = write_lines(tmp_path / "l.csv", "file,mass", *(f"{name},{k % 2}" for k, name in enumerate(names)))
+        assert COMPARISON.score(predictions, labels) == 0
+    predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "x/a.png,0.9", "y/a.png,0.2")
+    assert COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "x/a,1", "y/a,0")) == 1
+    with pytest.raises(InputError, match="two rows of the image a"):
+        COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "a.png,1", "a.jpg,0"))
 
 
 def test_frozen_features_train_the_same_layer_that_predicts_images():
@@ -48,7 +85,7 @@ def test_frozen_features_train_the_same_layer_that_predicts_images():
 
 def test_several_classes_with_given_splits_weights_and_frozen_features(tiny, command, data, tmp_path):
     rows = read_table(data / "labels.csv")
-    lines = [f"{row.image_id},{'sick' if row.mass == '1' else 'well'}" for row in rows.itertuples()]
+    lines = [f"{row.image_id},{'true' if row.mass == '1' else 'well'}" for row in rows.itertuples()]
     splits = ["val" if k % 8 < 2 else "train" for k in range(len(lines))]
     labels = write_lines(
         tmp_path / "own.csv", "image_id,label,split", *(f"{a},{b}" for a, b in zip(lines, splits, strict=True))
@@ -61,7 +98,11 @@ def test_several_classes_with_given_splits_weights_and_frozen_features(tiny, com
     assert score["images"] == splits.count("val") and 0 <= score["accuracy"]["estimate"] <= 1
     config = read_json(tmp_path / "mine" / "config.json")
     assert (config["task"], config["n_folds"], config["folds"]) == ("multiclass", 2, [0])
-    probs = read_parquet(tmp_path / "mine" / "test.parquet")[["sick", "well"]]
+    probs = read_parquet(tmp_path / "mine" / "test.parquet")[["true", "well"]]
+    confusion = read_table(tmp_path / "mine" / "confusion.csv")
+    assert confusion.columns.tolist() == ["true class", "true", "well"]
+    assert confusion["true class"].tolist() == ["true", "well"]
+    assert confusion.iloc[:, 1:].astype(int).sum(axis=None) == score["images"]
     assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     result = command("infer", "mine", "--data", data, "--out", "predictions.csv", "--workers", "0")
     assert result.status == 0

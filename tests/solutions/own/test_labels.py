@@ -1,13 +1,17 @@
 """What labels say, and which image they mean."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.options import Options
 from solutions.own import data
+from solutions.own.config import DEMO, replace
 from solutions.own.labels import find_labels, list_images, read_labels, task_of
+from solutions.own.pipeline import pick
 from tests.solutions.own.folders import read_folder, write_coco, write_images, write_lines
 
 FOUR = ["a.png", "b.png", "c.png", "d.png"]
@@ -76,9 +80,23 @@ def test_patients_splits_and_folds(folder):
     assert table.loc[["a", "b", "c", "d"], "patient_id"].tolist() == ["p", "image b", "q", ""]
     assert table.loc[["a", "b", "c", "d"], "fold"].tolist() == [1, 0, 1, -1]
     assert table.loc["d", "split"] == "test" and listing.sample["image_id"].tolist() == ["d"]
+    write_lines(folder / "labels.csv", "image_id,mass,fold,split", "a,1,0,train", "b,0,1,val", "c,1,0,train")
+    with pytest.raises(InputError, match="row 3: split is 'val', but the column fold says what is held out"):
+        read_folder(folder)
     write_lines(folder / "labels.csv", "image_id,mass,fold", "a,1,0", "b,0,1", "c,1,3", "d,0,0")
     with pytest.raises(InputError, match=r"has the folds \[0, 1, 3\], not all of the n_folds 2"):
         read_folder(folder)
+
+
+@pytest.mark.parametrize(("given", "folds"), [((0, 1), (0, 1, 2)), ((1,), (1,)), ((0, 2), (0, 2)), ((0, 4), (0, 1, 2))])
+def test_folds_may_be_some_of_those_in_the_labels(given, folds, folder):
+    write_lines(folder / "labels.csv", "image_id,mass,fold", "a,1,0", "b,0,1", "c,1,2", "d,0,0")
+    config = replace(DEMO, n_folds=2 if given == (0, 1) else 5, folds=given)
+    prepared = {"about": {"task": "multilabel", "n_folds": 3, "folds": [0, 1, 2]}}
+    for verb in ("prepare", "train"):
+        job = SimpleNamespace(config=config, options=Options(data=folder), run=SimpleNamespace(step=lambda _: prepared))
+        pick(job, verb)
+        assert (job.config.n_folds, job.config.folds) == (3, folds)
 
 
 def test_what_does_not_fit_is_counted_and_left_out_if_chosen(folder):
@@ -121,6 +139,9 @@ def test_rare_classes(folder):
         (("image_id,label", "a,x", "b,x"), "1 classes are too few for the task multiclass"),
         (("image_id,class,x_min,y_min,x_max,y_max", "a,,,,,"), "0 classes are too few for the task detection"),
         (("image_id,width", "a,1"), "'width' cannot be the name of a class"),
+        (("image_id,label", "a,x", "b,nan"), "row 3: label is 'nan', which may mean a missing value; leave it blank"),
+        (("image_id,mass,patient_id", "a,1,p", "b,0,<NA>"), "row 3: patient_id is '<NA>', which may mean a missing"),
+        (("image_id,class,x_min,y_min,x_max,y_max", "b,None,,,,", "a,None,1,1,2,2"), "row 3: class is 'None', which"),
         (("image_id,mass", ",1"), "row 2: no image is named"),
         (("image_id,mass,patient_id", "a,1,p", "b,1,p", "c,0,p", "d,0,p"), "4 images of 1 patients are too few"),
         (("image_id,class,x_min,y_min,x_max,y_max", "a,x,1,1,2,2", "b,X,1,1,2,2"), "'X' and 'x' differ only in case"),

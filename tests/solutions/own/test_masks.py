@@ -1,10 +1,12 @@
 """Masks from files, polygons and run lengths, beside pycocotools; and a run on a folder of masks."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
@@ -12,11 +14,13 @@ from pycocotools.coco import COCO
 from common.data.coco import box_fields, to_coco
 from common.errors import InputError
 from common.listing import choose_images
+from common.options import Options
 from common.paths import read_json
 from common.post.rle import ABSOLUTE, decode, encode, runs_of
 from common.submit.table import read_table
 from solutions.lung_segmentation import read_mask
-from solutions.own import coco, masks
+from solutions.own import coco, data, masks
+from solutions.own.config import DEMO, replace
 from tests.solutions.contract import NET
 from tests.solutions.own.folders import masked_sample, read_folder, write_coco, write_images, write_lines
 
@@ -51,6 +55,14 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
     assert abs(square.sum() - 20) <= 10 and square[3:8, 2:6].all()
     with pytest.raises(InputError, match="x: the polygon leaves its image of 50 × 50 pixels"):
         coco.draw([polygon], (50, 50), "x")
+
+
+def test_outlines_are_scaled_to_a_resized_image():
+    square = [[2, 3, 6, 3, 6, 8, 2, 8]]
+    large = masks.read_mark((square, (10, 10)), "x", (40, 40))
+    assert np.array_equal(masks.read_mark((square, None), "x", (10, 10)), large[2::4, 2::4])
+    with pytest.raises(InputError, match="x: a mask of 10 × 10 pixels for an image of 40 × 20"):
+        masks.read_mark((square, (10, 10)), "x", (20, 40))
 
 
 def test_a_structure_that_few_images_show_is_among_the_few_of_a_plan(tmp_path):
@@ -102,11 +114,56 @@ def test_folders_of_masks_are_structures_and_what_is_absent_is_unknown(tmp_path)
     assert read_folder(tmp_path, labels="masks/lungs", on_unlabelled="skip").about["classes"] == ["lungs"]
 
 
+def test_masks_beside_images_in_a_subfolder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path, [f"all/train/{kind}/{name}.png" for kind in ("images", "masks") for name in "ab"])
+    folder = Path("all")
+    for labels in ("train/masks", "all/train/masks", str(tmp_path / "all/train/masks")):
+        assert read_folder(folder, labels=labels).table["image_id"].tolist() == ["a", "b"]
+        job = SimpleNamespace(config=replace(DEMO, labels=labels), options=Options(data=folder))
+        job.facts = {"task": "segmentation", "classes": []}
+        assert data.read_test(job).table["image_id"].tolist() == ["a", "b"]
+    for labels in ("all", "all/train/.."):
+        with pytest.raises(InputError, match="the images themselves lie in this folder"):
+            read_folder(folder, labels=labels)
+
+
+def test_images_with_masks_of_a_dropped_structure_alone_are_left_out(tmp_path):
+    write_images(tmp_path, [f"{name}.png" for name in "abc"])
+    write_images(tmp_path, ["masks/heart/a.png", "masks/heart/b.png", "masks/rare/c.png"])
+    listing = read_folder(tmp_path, on_rare="drop")
+    assert listing.about["classes"] == ["heart"] and listing.table["image_id"].tolist() == ["a", "b"]
+    assert [row[0] for row in listing.left_out] == ["c"]
+
+
+def test_a_structure_of_one_patient_has_no_score(tmp_path):
+    stored, patients = np.full((4, 2, 128, 128), 2, np.uint8), np.array(list("ppqr"))  # 2: unknown
+    stored[:, 0], stored[:, 0, 32:96, 32:96], stored[:2, 1] = 0, 1, 1
+    np.save(tmp_path / "masks.npy", stored)
+    images = SimpleNamespace(about={"classes": ["heart", "rare"]}, arrays={"masks": tmp_path / "masks.npy"})
+    images.groups, images.patients = (lambda rows: patients[rows],) * 2
+    table = pd.DataFrame({"image_id": list("abcd"), "row": range(4), "fold": [0, 0, 0, 1]})
+    oof = SimpleNamespace(table=table, maps=255 * (stored == 1).astype(np.uint8))
+    job = SimpleNamespace(config=replace(DEMO, task="segmentation"), images=images)
+    choice = masks.choose(job, oof)
+    assert choice.rule["rules"]["rare"] == masks.UNTUNED and choice.score == 1
+    assert choice.figures["structures"] == {"heart": 1, "rare": None}
+    assert "heart 1.0000, rare no score" in masks.describe(choice.figures)[0]
+    stored[:, 0] = 2
+    np.save(tmp_path / "masks.npy", stored)
+    with pytest.raises(InputError, match="no structure has masks of two patients"):
+        masks.choose(job, oof)
+
+
 @pytest.mark.parametrize(
     ("outline", "said"),
     [
         ([[1, 1, 4, 4]], "annotation 0: a polygon of 2 points; it needs three"),
         ([[1, 1, 4, 4, 2]], "annotation 0: a polygon must be a list of x, y"),
+        ([["a", "b", "c", "d", "e", "f"]], "annotation 0: a polygon must be a list of x, y"),
+        ([[1, 1, None, 4, 2, 2]], "annotation 0: a polygon must be a list of x, y"),
+        ({"size": [8, 8], "counts": None}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
+        ({"size": [8, 8], "counts": [1.5]}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
         ("dots", "annotation 0: segmentation is neither polygons nor a run-length mask"),
     ],
 )
@@ -123,6 +180,12 @@ def test_a_file_that_is_not_coco(tmp_path):
         write_lines(tmp_path / "labels.json", text)
         with pytest.raises(InputError, match=r"labels.json: not a COCO file"):
             read_folder(tmp_path)
+    write_coco(tmp_path / "labels.json", ["a.png"], [])
+    with pytest.raises(InputError, match=r"labels.json: no annotations in it"):
+        read_folder(tmp_path)
+    write_coco(tmp_path / "labels.json", ["a.png"], [(0, 0, {"bbox": [1, 1, 2, 2]})], size=(8.5, 8))
+    with pytest.raises(InputError, match="image 10: width and height are not those of an image"):
+        read_folder(tmp_path)
 
 
 def test_a_run_on_folders_of_masks(command, refused, tmp_path):
