@@ -25,7 +25,7 @@ TRUE_CLASS = "true class"  # a column of confusion.csv
 TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", TRUE_CLASS, *GROUPING}
 SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
-MISSING = ("nan", "na", "none", "null", "<na>")  # pandas writes some of them for missing values
+MISSING = ("nan", "na", "null", "<na>")  # and None, but a class may be called none
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def read_labels(path, task, classes=(), folder=None):
 
 
 def _refuse_missing(values, where):
-    for row in np.flatnonzero(values.str.casefold().isin(MISSING))[:1]:
+    for row in np.flatnonzero(values.str.casefold().isin(MISSING) | (values == "None"))[:1]:
         said = f"{values.name} is {values.iloc[row]!r}, which may mean a missing value"
         raise InputError(f"{where.iloc[row]}: {said}; leave it blank or write another name")
 
