@@ -25,7 +25,7 @@ from common import kaggle, processes
 from common.budget import Budget, Stopped
 from common.config import from_dict, read_settings, update
 from common.errors import PARTIAL, STOPPED, InputError, check, log
-from common.options import FLAGS, Options, check_special, hidden_options
+from common.options import FLAGS, MEMORY, Options, check_special, hidden_options
 from common.runs import FINISHED, Run, coloured, start_log
 
 VERBS = {  # `run` calls these in this order
@@ -37,6 +37,7 @@ VERBS = {  # `run` calls these in this order
     "submit": "write the submission and validate it",
     "report": "write the report page of the run",
 }
+MADE = ("stored", "blend", "refit")  # in place of a preset in config.json
 SHARED = ("prepare", "train", "predict", "audit", "infer", "masks", "crops")  # run by all processes under torchrun
 MORE_VERBS = {  # further verbs of every solution
     "find_lr": "run learning-rate range tests",
@@ -74,7 +75,7 @@ def main(solution, config_module, load_verbs, argv, load_tools=lambda tool: {}):
     if argv and argv[0] in _tool_names(config_module):
         return run_tool(f"{solution} {argv[0]}", lambda: load_tools(argv[0])[argv[0]], argv[1:])
     hint = "" if argv[:1] in (["find_lr"], ["plan"]) else "; the same command continues from the last saved state"
-    return _report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv, load_tools), hint)
+    return report_errors(lambda: _run_verb(solution, config_module, load_verbs, argv, load_tools), hint)
 
 
 def run_tool(name, load, argv):
@@ -87,10 +88,10 @@ def run_tool(name, load, argv):
         deferred = functools.wraps(tool)(lambda *args, **options: functools.partial(tool, *args, **options))
         return _parse(deferred, f"cxr {name}", argv)()
 
-    return _report_errors(work, "")
+    return report_errors(work, "")
 
 
-def _report_errors(work, hint):
+def report_errors(work, hint):
     """Call `work()`, print its error, if any, in one line, and return the exit status."""
     start_log()
     before = _on_signals({signal.SIGTERM: signal.default_int_handler, signal.SIGINT: signal.getsignal(signal.SIGINT)})
@@ -183,6 +184,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
         return call(config, options, load_verbs, tools)
     _require_one_process("run --folds all" if on_all else "run --seeds")
     out, begun, folders = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic(), []
+    left_out = 0
 
     def left():
         return options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
@@ -191,15 +193,17 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
         source = out.with_name(f"{out.name}-folds")
         left_out = call(config, dataclasses.replace(options, out=source), load_verbs, tools)
         machine = {"hours": left(), "device": options.device, "workers": options.workers}
+        machine |= {name: getattr(options, name) for name in MEMORY}
         load_tools("refit")["refit"](source, out=out, **machine)
         return left_out
     for seed in options.seeds:
         one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left())
         if folders and options.fold_table is None:
             one = dataclasses.replace(one, fold_table=folders[0] / "folds.csv")
-        call(dataclasses.replace(config, seed=seed), one, load_verbs, tools)
+        left_out = max(left_out, call(dataclasses.replace(config, seed=seed), one, load_verbs, tools))
         folders.append(one.out)
-    return load_tools("blend")["blend"](tuple(folders), out=out)
+    load_tools("blend")["blend"](tuple(folders), out=out)
+    return left_out
 
 
 def _take_all_folds(words):
@@ -280,6 +284,8 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
     given.pop("preset", None)
+    if base is None and preset not in (*known, *MADE):
+        raise InputError(f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
     base = base or known.get(preset) or from_dict(config_module.Config, given, str(probe.config))
     return preset, update(base, given, str(probe.config)) if given else base
 

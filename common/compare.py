@@ -337,7 +337,7 @@ def _write_page(path, recipe, tables, figures, parts, texts):
     drawn = {run: part[["pooled", "low", "high"]].to_numpy() for run, part in figures.groupby("run", sort=False)}
     plot = plots.forest(drawn, figures["metric"].unique().tolist(), "all images")
     sections = [*notes, page.section("Scores", page.figure(plot, "Intervals by patient"))]
-    sections += [page.section(title.capitalize(), page.table(rows)) for title, rows in parts.items()]
+    sections += [page.section(title[:1].upper() + title[1:], page.table(rows)) for title, rows in parts.items()]
     sections += [*comparison.sections(tables), page.section("How it is measured", *remarks)]
     if comparison.published is not None:
         sections.append(page.section("Published", comparison.note, page.table(comparison.published)))

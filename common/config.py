@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -63,11 +64,13 @@ class FitConfig:
     """Use torch.compile, which takes minutes at the start and then speeds up every step; auto: on GPUs."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles"):
+        for name in ("epochs", "batch_size", "accumulate", "window", "best_k", "lr", "frozen_lr", "cycles", "patience"):
             check((value := getattr(self, name)) == "auto" or value > 0, f"{name} must be above 0, not {value}")
         check(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
         check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-        for name in ("decay", "validate_images"):
+        check(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        check(0 <= self.classic_start <= 1, f"classic_start must lie in [0, 1], not {self.classic_start}")
+        for name in ("decay", "validate_images", "weight_decay", "momentum", "clip_norm"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.frozen_epochs <= self.epochs:
             raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
@@ -156,9 +159,23 @@ def check_folds(folds, n_folds):
 def check_run(config, size):
     """Raise InputError for unusable folds, seed or store size; size: side of the largest network input, pixels."""
     check_folds(config.folds, config.n_folds)
-    check(config.seed >= 0, f"seed must be at least 0, not {config.seed}")
+    check(0 <= config.seed < 1 << 62, f"seed must be at least 0 and below 2^62, not {config.seed}")
+    for name, value in _numbers(dataclasses.asdict(config)):
+        check(math.isfinite(value), f"{name} must be a finite number, not {value}")
     check(config.store_size >= size, f"store_size {config.store_size} is under the {size} px of a network")
     check(config.store_size <= LARGEST, f"store_size {config.store_size}: at most {LARGEST} px")
+
+
+def _numbers(value, name=""):
+    """Yield dotted names and values of the floats in nested dicts and sequences."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(part, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _numbers(part, name)
+    elif isinstance(value, float):
+        yield name, value
 
 
 def to_dict(config):
@@ -183,7 +200,7 @@ def from_dict(cls, values, where="config"):
     check(isinstance(values, dict), f"{where}: expected a JSON object, not {values!r}")
     unknown = set(values) - set(hints)
     if unknown:
-        raise InputError(f"{where}: unknown field {sorted(unknown)[0]!r}")
+        raise InputError(f"{where}: unknown field {min(map(str, unknown))!r}")
     restored = {name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     for field in dataclasses.fields(cls):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:

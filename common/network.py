@@ -279,6 +279,11 @@ def first_networks(job):
     return [one for one in trainings if one.fold == trainings[0].fold and not (one.starts_from or one.needs)]
 
 
+def rates_files(job):
+    """Return the names of the files of `find_learning_rates`."""
+    return [f"lr_{network.stage}.csv" for network in first_networks(job)]
+
+
 def rates_key(job):
     """Return everything that range tests depend on: images, settings of the networks, seed."""
     return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]

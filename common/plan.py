@@ -322,7 +322,7 @@ def find_problems(job, machine, stages, disk):
 def _smaller_batch(stage, machine):
     """Return the options under which a step of the stage fits, with as many images per optimizer step."""
     batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / stage.cost.each)
-    if fits and not stage.cost.whole:
+    if fits > 0 and not stage.cost.whole:
         return f"--micro-batch {fits} would fit, with the same gradients"
     smaller = max((size for size in range(1, min(fits, batch - 1) + 1) if batch % size == 0), default=0)
     if not smaller:

@@ -139,7 +139,7 @@ class Solution:
             files=("tuned.json", "score.json", *self.chosen),
         )
         submitted = Step("submit", submit, needs=("tune",), files=("submission.csv", *self.answered))
-        tested = Step("find_lr", find_lr, reads=networks_of.rates_key)
+        tested = Step("find_lr", find_lr, reads=networks_of.rates_key, files=networks_of.rates_files)
         return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 
     def verbs(self):

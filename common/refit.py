@@ -7,6 +7,7 @@ chose; one network per stage predicts the test images instead of one per fold.
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,7 +27,17 @@ WHOLE = ("last", "classic", "ema")  # averages of a complete training; the other
 def refit_tool(recipe, config_class):
     """Return the tool `refit` of a solution."""
 
-    def refit(run: Path, /, *, out: Path, hours: float | None = None, device: str = "auto", workers: int | None = None):
+    def refit(
+        run: Path,
+        /,
+        *,
+        out: Path,
+        hours: float | None = None,
+        device: str = "auto",
+        workers: int | None = None,
+        micro_batch: int | Literal["auto"] = 0,
+        grad_checkpointing: bool = False,
+    ):
         """Train on the images of all folds of a finished run, as long as its folds chose, and submit by its rule.
 
         The result is a run with a submission, which can be exported; it has no score of its own and no page.
@@ -37,6 +48,8 @@ def refit_tool(recipe, config_class):
             hours: Save everything and stop after this time; the same command continues.
             device: auto, cpu, cuda or cuda:<n>.
             workers: Processes that read and augment images (default: one per core).
+            micro_batch: Images in memory at once, as in `train`.
+            grad_checkpointing: Recompute a backbone's activations instead of keeping them, as in `train`.
         """
         check(run.resolve() != out.resolve(), f"--out {out}: is the run itself; name a new folder")
         with open_run(recipe, config_class, run, device="cpu") as source:
@@ -51,7 +64,8 @@ def refit_tool(recipe, config_class):
             with atomic_path(out / "tuned.json") as temporary:
                 shutil.copyfile(source.run.path("tuned.json"), temporary)
             write_json(out / "score.json", {})  # the score is that of other networks
-        with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours) as job:
+        memory = {"micro_batch": micro_batch, "grad_checkpointing": grad_checkpointing}
+        with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours, **memory) as job:
             start_log(job.run.path("log.txt"))
             job.lessons = read_lessons(job.run)
             with job.budget.watching():

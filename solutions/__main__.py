@@ -72,7 +72,9 @@ def _dispatch(argv):
     if name == "demo":
         from solutions.demo import run_all
 
-        return run_all(NAMES, rest, export_run)
+        ended = []
+        status = cli.report_errors(lambda: ended.append(run_all(NAMES, rest, export_run)), "; repeat the command")
+        return status or ended[0]
     if name in COMMANDS:
         return cli.run_tool(name, COMMANDS[name][1], rest)
     if name not in NAMES:

@@ -25,7 +25,8 @@ def new(name: str, /, *, like: str = "rsna_pneumonia"):
     folder, source, texts = ROOT / "solutions" / name, ROOT / "solutions" / like, {}
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise InputError(f"{name!r}: the name of a solution has lower-case letters, digits and underscores")
-    if folder.exists() or folder.with_suffix(".py").exists() or name in ("bundle", "log"):
+    is_command = name in ("bundle", "demo", "log", "new", "pull", "push")
+    if is_command or folder.exists() or folder.with_suffix(".py").exists():
         raise InputError(f"{name}: the name is taken")
     for path, pattern in ((MAIN, NAMES), (CONTRACT, CASE)):
         text = (ROOT / path).read_text("utf-8") if (ROOT / path).is_file() else ""

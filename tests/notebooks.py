@@ -28,7 +28,7 @@ DEMOS = {
     "siim_pneumothorax": ({"n_train": 48, "n_test": 12}, ""),
     "lung_segmentation": ({"n_montgomery": 12, "n_shenzhen": 36, "n_jsrt": 0, "n_test": 6}, "--folds 0"),
     "vinbigdata": ({"n_train": 24, "n_test": 6}, "--folds 0 --members flip --detector.epochs 6"),
-    "rsna_pneumonia": ({"n_train": 40, "n_test": 6}, "--folds 0"),
+    "rsna_pneumonia": ({"n_train": 40, "n_test": 12}, "--folds 0"),
     "chestxray14": ({"n_train": 32, "n_test": 8}, "--folds 0"),
     "covid19": ({"n_covid": 12, "n_other": 4, "n_normals": 12, "n_test": 8}, "--folds 0"),
     "training": ({"n_train": 16, "n_test": 4}, ""),  # of TRAINED

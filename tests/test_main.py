@@ -174,6 +174,12 @@ def test_a_closed_pipe_ends_quietly(line, unbuffered):
         assert process.stderr.read() == b"" and process.wait(60) == 3
 
 
+def test_demo_reports_an_impossible_folder_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", str(tmp_path / "file" / "x")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+
+
 def test_demo_refuses_other_options(capsys):
     for line in (["demo", "--out", "x"], ["demo", "a", "b"]):
         assert main(line) == 2

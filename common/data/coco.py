@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError
+from common.errors import InputError, check
 from common.paths import read_json, strip_suffix, write_json
 from common.post.boxes import BOX, clip
 
@@ -33,6 +33,8 @@ def read_coco(path):
         about["where"] = [f"{path}, image {image['id']}" for image in images]
         of_image = {image["id"]: str(image["file_name"]) for image in images}
         names = {kind["id"]: str(kind["name"]) for kind in kinds}
+        for each, listed, what in ((of_image, images, "images"), (names, kinds, "categories")):
+            check(len(each) == len(listed), f"{path}: two of the {what} have the same id")
         for each in found:
             where = f"{path}, annotation {each.get('id', len(rows))}"
             if each["image_id"] not in of_image or each["category_id"] not in names:

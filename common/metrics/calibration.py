@@ -77,13 +77,13 @@ def risk_by_coverage(y, prob, folds):
     """Return the error rate among the 1 to N most certain images, averaged over classes, float64 (N,).
 
     Certainty is the distance, in logits, from Youden's threshold chosen on the other folds (El-Yaniv and Wiener 2010).
-    Classes that lack a threshold in any fold are left out.
+    Classes that lack a threshold in any fold are left out; NaN if that leaves none.
     """
     y, prob = _check_probabilities(y, prob)
     cuts = nested_counts(y, prob, folds)[1][np.unique(folds, return_inverse=True)[1]]
     order = np.argsort(-np.abs(_logits(prob) - _logits(cuts)), axis=0, kind="stable")
     wrong = np.take_along_axis((prob >= cuts) != y, order, axis=0)[:, ~np.isnan(cuts).any(axis=0)]
-    return wrong.cumsum(axis=0).sum(axis=1) / np.arange(1, len(y) + 1) / max(1, wrong.shape[1])
+    return wrong.cumsum(axis=0).sum(axis=1) / np.arange(1, len(y) + 1) / (wrong.shape[1] or np.nan)
 
 
 def _logits(prob):

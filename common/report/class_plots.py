@@ -7,7 +7,17 @@ from matplotlib.ticker import MaxNLocator
 from sklearn import metrics
 
 from common.metrics import calibration
-from common.report.plots import BLUE, LINES, RULE, add_legend_outside, finite_rows, make_axes, styled, to_svg
+from common.report.plots import (
+    BLUE,
+    LINES,
+    RULE,
+    add_legend_outside,
+    finite_rows,
+    legend_name,
+    make_axes,
+    styled,
+    to_svg,
+)
 
 PANELS_PER_ROW = 4
 
@@ -32,7 +42,7 @@ def roc_panels(truth, scores, names):
         ax.plot([0, 1], [0, 1], color=RULE, linewidth=1)
         for place, (run, (area, false, true)) in enumerate(lines.items()):
             colour, dash = LINES[list(scores).index(run)]
-            ax.plot(false, true, dash, color=colour, linewidth=1.4, label=run)
+            ax.plot(false, true, dash, color=colour, linewidth=1.4, label=legend_name(run))
             height = 0.04 + 0.12 * (len(lines) - 1 - place)
             ax.text(0.97, height, f"{area:.3f}", color=colour, ha="right", weight="bold", transform=ax.transAxes)
         ax.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect=1)

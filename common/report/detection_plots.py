@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common.report.plots import BLUE, LINES, make_axes, remove_frame, styled, to_svg
+from common.report.plots import BLUE, LINES, legend_name, make_axes, remove_frame, styled, to_svg
 
 
 def pr_curves(found):
@@ -19,7 +19,7 @@ def curves(series, x_label, y_label, ranges=(), **style):
         return None
     figure, ax = make_axes(3.6, 6)
     for (name, (x, y)), (colour, dash) in zip(series.items(), LINES, strict=False):
-        ax.plot(x, y, dash, color=colour, linewidth=1.5, label=name, **style)
+        ax.plot(x, y, dash, color=colour, linewidth=1.5, label=legend_name(name), **style)
     for (name, low, high), (colour, _) in zip(ranges, LINES, strict=False):
         ax.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, label=name)
     ax.set(xlabel=x_label, ylabel=y_label)

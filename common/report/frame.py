@@ -62,7 +62,7 @@ def synthetic_note(run):
 
 def _learning_rates(job):
     figures = []
-    for path in sorted(job.run.folder.glob("lr_*.csv")):
+    for path in map(job.run.path, job.run.step("find_lr")["made"]):
         table, name = read_csv(path, ["lr", "loss", "suggestion"], dtype=float), path.stem.removeprefix("lr_")
         drawn = plots.lr_finder_plot(table["lr"], table["loss"], table["suggestion"].max())
         figures.append(page.figure(drawn, f"{name}: loss while the learning rate rises"))

@@ -54,6 +54,11 @@ def finite_rows(*columns):
     return columns[:, np.isfinite(columns).all(0)]
 
 
+def legend_name(name):
+    """Return a name as a label for a legend, which hides labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def add_legend_above(ax):
     """Put the legend above the axes, in as many columns as fit."""
     longest = max(len(label) for label in ax.get_legend_handles_labels()[1])
@@ -171,7 +176,7 @@ def forest(runs, names, label="AUROC", reference=None):
     for k, (run, values) in enumerate(runs.items()):
         places, (estimates, low, high) = np.arange(len(names)) - 0.4 + (k + 0.5) * step, values.T
         ax.hlines(places, low, high, color=LINES[k][0], linewidth=1.8)
-        ax.plot(estimates, places, "o", color=LINES[k][0], markersize=4.5, label=run)
+        ax.plot(estimates, places, "o", color=LINES[k][0], markersize=4.5, label=legend_name(run))
     for place, (estimate, low, high) in enumerate(values if one else ()):
         text = f"{estimate:.4f}" + (f"  [{low:.4f}, {high:.4f}]" if np.isfinite([low, high]).all() else "")
         ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", size=9)
@@ -265,7 +270,7 @@ def histogram(groups, label, bins=40, threshold=None):
     for (name, values), (colour, _) in zip(groups.items(), LINES, strict=False):
         shares = np.histogram(values, edges)[0] * (100 / len(values))
         ax.stairs(shares, edges, fill=True, color=colour, alpha=0.28)
-        ax.stairs(shares, edges, color=colour, linewidth=1.5, label=f"{name} (n = {len(values):,})")
+        ax.stairs(shares, edges, color=colour, linewidth=1.5, label=legend_name(f"{name} (n = {len(values):,})"))
     if threshold is not None:
         ax.axvline(threshold, **_MARK | {"color": INK})
     ax.set(xlabel=label, ylabel="share of the group, %")

@@ -85,7 +85,7 @@ def _folds(trainings, scores):
         costs = pd.concat([one.history for one in mine]).reindex(columns=["epoch", "seconds", "memory_mb"])
         kept = [f"{t.stage} {'–'.join(map(str, dict.fromkeys(t.kept)))}" for t in mine if t.kept]
         text = score and page.interval_text(score.estimate, score.low, score.high)
-        spent = costs["seconds"].sum(min_count=1) / 60, costs["memory_mb"].max() / 1024
+        spent = costs["seconds"].sum(min_count=1) / 60, costs["memory_mb"].max() / 1000
         rows.append((folder.removeprefix("fold"), score and score.images, text, ", ".join(kept), len(costs), *spent))
     names = ["fold", "images", "score", "epochs kept", "epochs", "minutes", "memory, GB"]
     return pd.DataFrame(rows, columns=names).dropna(axis=1, how="all")

@@ -229,7 +229,8 @@ def _find(images, out, kind):
         if name != TABLES[kind] and (out / name).exists():
             raise InputError(f"--out {out}: contains {name}, whose pictures have the same names; choose another folder")
     remove_leftovers(out)
-    for name in (TABLES[kind], "problems.csv", "report.html"):  # from an earlier call on other images
+    earlier = [f"{folder}/{image_id}.png" for folder in ("spread", *FOLDER.values()) for image_id in found]
+    for name in (TABLES[kind], "problems.csv", "report.html", *earlier):  # of other images, or with other options
         (out / name).unlink(missing_ok=True)
     return found, problems
 
@@ -252,7 +253,7 @@ def _write_report(out, table, areas, pictures, gate, problems, about, seconds):
     n, rejected, names = len(table), int((~table["ok"]).sum()), ("heart", "lungs")
     cards = [
         ("Masks", n, f"{n / seconds:.1f} per second"),
-        ("Under the area gate", rejected, f"of {gate:.0%} of the image"),
+        ("Rejected", rejected, f"{sum(table['area'] < gate)} under the area gate of {gate:.0%} of the image"),
         ("Left out", len(problems), "files that could not be used"),
     ]
     sections = [page.cards(cards)]
@@ -260,9 +261,10 @@ def _write_report(out, table, areas, pictures, gate, problems, about, seconds):
         left_out = pd.DataFrame(problems, columns=["image", "problem"])
         sections.append(page.section("Left out", page.table(left_out)))
     if rejected:
-        text = "Too little lung: a small chest in a large image, no frontal radiograph, or a failure of the network."
+        text = "Too little lung: a small chest in a large image, no frontal radiograph, or a failure of the network. "
+        text += "With --most-spread, also where views and networks disagree. masks.csv has each reason."
         drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=names)
-        sections.append(page.section("Under the area gate", text, drawn))
+        sections.append(page.section("Rejected", text, drawn))
     histogram = plots.histogram({"masks": areas}, "lung after clean-up, % of the image", threshold=100 * gate)
     outlines = gallery(pictures[True], f"The first {len(pictures[True])} of {n - rejected}.", names=names)
     sections += [

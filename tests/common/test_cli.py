@@ -100,11 +100,16 @@ def test_settings_from_a_file(command, tmp_path, capsys):
     # a run's config.json names its preset; without one, the settings of --out are the base
     assert command("train --config s/config.json --out t").contexts[0].preset == "big"
     assert command("train --config my.yaml --out r").contexts[0].config == Config(Net(5), "a", ("flip",))
+    for preset in ("bigg", "[big]"):
+        (tmp_path / "my.yaml").write_text(f"preset: {preset}\n")
+        assert command("run --config my.yaml --out u").status == 2
+        assert "is not a preset of toy: small, big" in capsys.readouterr().err
     wrong = {
         "net: {epoch: 5}": "net: unknown field 'epoch'",
         "epochs: 5": "unknown field 'epochs'",
         "net: {epochs: many}": "net: epochs cannot be 'many'",
         "net: 5": "net: expected a JSON object, not 5",
+        "net: {1: 2, a: 3}": "net: unknown field '1'",
         "solution: siim": "belongs to another solution",
         "- 5": "contains no settings",
         "a: [": "not readable as YAML or JSON",

@@ -62,11 +62,27 @@ def test_invalid_configurations_are_named(values, said):
         ({"batch_size": -1}, "batch_size"),
         ({"frozen_epochs": 21}, "frozen_epochs"),
         ({"averaging": ()}, "averaging"),
+        *(({name: -1}, name) for name in ("weight_decay", "momentum", "clip_norm", "ema_decay", "classic_start")),
+        ({"patience": 0}, "patience"),
     ],
 )
 def test_values_out_of_range(changes, said):
     with pytest.raises(InputError, match=said):
         FitConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"segmenter": {"lr": float("inf")}}, "segmenter.lr must be a finite number, not inf"),
+        ({"decision": {"gate": [0.5, float("nan")]}}, "decision.gate must be a finite number, not nan"),
+        ({"seed": 10**22}, "below 2^62"),
+    ],
+)
+def test_impossible_numbers_are_named(values, said):
+    with pytest.raises(InputError) as error:
+        from_dict(Config, values, "file")
+    assert said in str(error.value)
 
 
 def test_digest():

@@ -69,6 +69,11 @@ def test_what_is_refused(change, said, tmp_path):
 def test_other_files(tmp_path):
     with pytest.raises(InputError, match="image 1: a second image a"):
         read_boxes(write(tmp_path / "x.json", images=(("a.png", 9, 9), ("a.jpg", 9, 9))), CLASSES)
+    twice = json.loads(write(tmp_path / "x.json").read_text())
+    for part in ("images", "categories"):  # as in merged files
+        (tmp_path / "twice.json").write_text(json.dumps(twice | {part: [each | {"id": 3} for each in twice[part]]}))
+        with pytest.raises(InputError, match=f"two of the {part} have the same id"):
+            read_boxes(tmp_path / "twice.json", CLASSES)
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(InputError, match=r"results\.json: not a COCO file \(no list of images\)$"):
         read_boxes(tmp_path / "results.json", CLASSES)

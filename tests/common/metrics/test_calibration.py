@@ -94,6 +94,7 @@ def test_risk_by_coverage_by_hand():
     np.testing.assert_allclose(risk, [0] * 7 + [1 / 8])
     classes = risk_by_coverage(np.c_[y, y * 0], np.c_[prob, prob], np.repeat([0, 1], 4))
     np.testing.assert_allclose(classes, risk)  # a class without thresholds does not count
+    assert np.isnan(risk_by_coverage(y * 0, prob, np.repeat([0, 1], 4))).all()
 
 
 def test_reliability_by_hand():

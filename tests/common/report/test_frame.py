@@ -135,10 +135,12 @@ def test_every_training_has_its_curves_and_variants(job):
 def test_range_tests(job):
     rates = pd.DataFrame({"lr": [1e-5, 1e-4, 1e-3, 1e-2], "loss": [1.0, 0.9, 0.5, 2.0], "suggestion": 1e-4})
     rates.to_csv(job.run.path("lr_network.csv"), index=False)
-    job.run.record("find_lr", 1)
+    rates.to_csv(job.run.path("lr_earlier.csv"), index=False)
+    job.run.record("find_lr", 1, made={"lr_network.csv": 1})
     assert "Learning rates" not in headings(written(job))
     job.current.add("find_lr")
-    assert "network: loss while the learning rate rises" in written(job)
+    text = written(job)
+    assert "network: loss while the learning rate rises" in text and "earlier: loss" not in text
 
 
 def test_a_manifest_s_text_is_escaped(job):

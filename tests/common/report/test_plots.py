@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.report import plots
+from common.report import detection_plots, plots
 
 NAN = float("nan")
 SEARCH = pd.DataFrame(
@@ -102,6 +102,12 @@ def test_names_are_taken_literally():
     ):
         assert b"<script" not in svg
         assert any(evil.strip() in text for text in _read(svg)[1])
+    for svg in (  # matplotlib hides such names
+        plots.histogram({"_hidden": [1, 2]}, "x"),
+        plots.forest({"_hidden": [(0.5, 0.4, 0.6)], "b": [(0.5, 0.4, 0.6)]}, ["c"]),
+        detection_plots.curves({"_hidden": ([0, 1], [0, 1])}, "x", "y"),
+    ):
+        assert any("_hidden" in text for text in _read(svg)[1])
 
 
 def test_confusion_matrix_writes_counts_and_shares_of_the_row():

@@ -211,6 +211,8 @@ def test_the_spread_of_two_networks_and_the_gate(command, tmp_path):
     assert table["ok"].all() and table.loc[0, "spread"] == pytest.approx(inside[0] / 510, rel=0.01)
     assert run(" --most-spread 0.3") == 0
     assert read("out/masks.csv")["reason"].tolist() == [f"spread {table.loc[0, 'spread']:.3f}, above 0.3"]
+    assert "0 under the area gate of" in Path("out/report.html").read_text()
+    assert command("masks in --out out").status == 0 and not Path("out/spread/a.png").exists()
 
 
 def test_crops_come_from_the_original(command, tmp_path):
