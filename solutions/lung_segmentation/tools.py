@@ -266,9 +266,10 @@ def _write_report(out, table, areas, pictures, gate, problems, about, seconds):
         drawn = gallery(pictures[False], f"The first {len(pictures[False])} of {rejected}.", names=names)
         sections.append(page.section("Rejected", text, drawn))
     histogram = plots.histogram({"masks": areas}, "lung after clean-up, % of the image", threshold=100 * gate)
-    outlines = gallery(pictures[True], f"The first {len(pictures[True])} of {n - rejected}.", names=names)
+    if rejected < n:
+        outlines = gallery(pictures[True], f"The first {len(pictures[True])} of {n - rejected}.", names=names)
+        sections.append(page.section("Outlines", outlines))
     sections += [
-        page.section("Outlines", outlines),
         page.section("Areas", page.figure(histogram, "Lung as a share of the image; dashed: the gate")),
         page.section("About", page.join("Tables: ", page.link("masks.csv", "masks.csv")), page.key_values(about)),
     ]

@@ -182,6 +182,8 @@ def test_ablation_and_range_test(run_copy, command):
     assert command("report", "--out", "run").status == 0
     page = (run_copy / "report.html").read_text()
     assert "Ablation" in page and "Learning rates" in page
+    (run_copy / "lr_network.csv").unlink()
+    assert command("find_lr", "--out", "run").status == 0 and (run_copy / "lr_network.csv").is_file()
 
 
 def test_the_suggested_rate_is_used(tmp_path, command, refused, sample, tiny):
