@@ -16,7 +16,7 @@ from common import processes
 from common.errors import InputError, check, log
 from common.extras import require_extra
 from common.options import check_device
-from common.paths import list_images, name_images, remove_leftovers, write_csv
+from common.paths import list_images, make_folder, name_images, remove_leftovers, write_csv
 from common.post.boxes import BOX
 from common.post.rle import ABSOLUTE, encode
 from common.report import page, plots
@@ -31,6 +31,7 @@ from .segmenter import load_segmenter
 PICTURES = 48  # maximum number in the report, of accepted and of rejected masks each
 THUMBNAIL = 384  # longer side in pixels
 LONGEST_NAME = 255  # bytes
+STARTED = ".started"  # marks the folder of a call that has not ended
 FOLDER = {"left": "left lung", "right": "right lung", "heart": "heart"}  # SCR's names, which `run` reads
 TABLES = {"masks": "masks.csv", "crops": "boxes.csv"}
 
@@ -199,6 +200,7 @@ def _apply(segmenter, images, out, kind, finish, report):
     check(rows, "none of the images could be used")
     table = pd.DataFrame(rows)
     write_csv(out / TABLES[kind], table)
+    (out / STARTED).unlink()
     log.info(f"{kind}: {len(rows):,} in {out}, {(~table['ok']).sum():,} rejected; see {TABLES[kind]}")
     report(table, problems, areas, pictures)
     return len(problems)
@@ -228,7 +230,12 @@ def _find(images, out, kind):
     for name in TABLES.values():
         if name != TABLES[kind] and (out / name).exists():
             raise InputError(f"--out {out}: contains {name}, whose pictures have the same names; choose another folder")
+    known = (TABLES[kind], "problems.csv", STARTED)
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in known):
+        raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
+    make_folder(out)
     remove_leftovers(out)
+    (out / STARTED).touch()
     earlier = [f"{folder}/{image_id}.png" for folder in ("spread", *FOLDER.values()) for image_id in found]
     for name in (TABLES[kind], "problems.csv", "report.html", *earlier):  # of other images, or with other options
         (out / name).unlink(missing_ok=True)

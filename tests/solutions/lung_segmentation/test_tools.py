@@ -246,6 +246,7 @@ def test_crops_come_from_the_original(command, tmp_path):
         ("crops empty --out out", "empty: contains no image"),
         ("masks in --out in/masks", "--out in/masks: is inside in, where its pictures would be read as radiographs"),
         ("masks in/a.png --out in", "--out in: in/a.png would be overwritten"),
+        ("masks in --out other", "--out other: holds other files; name an empty or a new folder"),
         ("masks in other/a.jpg other/a.png --out out", "other/a.png: a second image named 'other/a'"),
         ("crops in --out w.safetensors", "w.safetensors: not a folder (--out)"),
         ("masks in --out out --device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
