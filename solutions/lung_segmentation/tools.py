@@ -62,7 +62,7 @@ def masks(
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
-        out: Folder for the masks, outside the folders of the images.
+        out: Folder for the masks, new, empty or of an earlier call.
         weights: Files written by the verb `export_segmenter`; several are averaged (default: the shipped weights).
         tta: Test-time augmentation: slower, slightly better.
         gate: Minimum share of the image that is lung, after clean-up, for a mask to be accepted (Ahmed et al.).
@@ -130,7 +130,7 @@ def crops(
 
     Args:
         images: DICOM, PNG or JPEG files, or folders with such files.
-        out: Folder for the crops, outside the folders of the images.
+        out: Folder for the crops, new, empty or of an earlier call.
         weights: File written by the verb `export_segmenter` (default: the shipped weights).
         tta: Test-time augmentation: slower, slightly better.
         gate: Minimum share of the image that is lung, after clean-up, for a crop to be accepted (Ahmed et al.).
