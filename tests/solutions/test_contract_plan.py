@@ -26,7 +26,10 @@ def test_plan_names_every_stage_and_leaves_no_run(solution, command, sample, tmp
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("solution", SOLUTIONS, indirect=True)
+SLOW = pytest.param("covid19", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("solution", [SLOW if name == "covid19" else name for name in SOLUTIONS], indirect=True)
 def test_counts_are_those_of_all_images_whatever_is_decoded(solution, command, sample, monkeypatch):
     found = []
     for few in (8, 1000):

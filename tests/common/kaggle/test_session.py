@@ -144,7 +144,10 @@ def test_the_notebook_and_what_kaggle_must_know(tmp_path, capsys):
     assert (about["enable_internet"], about["enable_gpu"]) == (False, True) and about["code_file"] == "training.ipynb"
     assert about["kernel_sources"] == [about["id"]] == ["me/vinbigdata-paper-training"]
     wrongs = {"name either --run": [], "'best' is not a preset of vinbigdata": ["--train", "best"]}
-    wrongs |= {f"a number above 0: {hours}": ["--train", "paper", "--hours", hours] for hours in ("nan", "inf", "0")}
+    wrongs |= {
+        f"the verbs after training need: {hours}": ["--train", "paper", "--hours", hours]
+        for hours in ("nan", "inf", "0")
+    }
     for reason, wrong in wrongs.items():
         assert main(["vinbigdata", "notebook", *wrong]) == 2
         assert reason in capsys.readouterr().err

@@ -19,7 +19,8 @@ def small(kind, **options):
 
 
 @pytest.mark.parametrize(
-    "kind", [rtdetr, efficientdet, retinanet_v2, pytest.param(faster_rcnn_v2, marks=pytest.mark.long)]
+    "kind",
+    [rtdetr, efficientdet, *(pytest.param(kind, marks=pytest.mark.long) for kind in (retinanet_v2, faster_rcnn_v2))],
 )
 def test_losses_and_boxes(kind):
     model, several = small(kind), [target((5, 5, 30, 40, 2), (60, 50, 120, 100, 0)), target()]

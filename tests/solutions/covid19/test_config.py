@@ -71,7 +71,7 @@ def test_what_is_chosen_by_validation_figures(options, chooses):
         (lambda: AuditConfig(high=1.0), r"high must lie in \[0.5, 1\), not 1.0"),
         (lambda: Config(store_size=256), "store_size 256 is under the 512 px of a network"),
         (lambda: Config(folds=(0, 10)), "must be distinct and between 0 and 9"),
-        (lambda: Config(seed=-1), "seed must be at least 0, not -1"),
+        (lambda: Config(seed=-1), r"seed must be at least 0 and below 2\^62, not -1"),
     ],
 )
 def test_what_a_configuration_refuses(build, said):

@@ -199,6 +199,7 @@ def test_the_suggested_rate_is_used(tmp_path, command, refused, sample, tiny):
     assert again.status == 0 and "find_lr: up to date" in again.out and "epoch 1" not in again.out
 
 
+@pytest.mark.long
 def test_across_datasets(tmp_path, command, refused, sample, tiny):
     words = ["demo", "--data", sample, "--out", "run", *tiny, *FOLD0, "--network.batch-size", "1"]
     assert command("prepare", *words).status == 0
