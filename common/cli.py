@@ -37,7 +37,7 @@ VERBS = {  # `run` calls these in this order
     "submit": "write the submission and validate it",
     "report": "write the report page of the run",
 }
-MADE = ("stored", "blend", "refit")  # in place of a preset in config.json
+NO_PRESETS = ("stored", "blend", "refit")  # what config.json names instead for runs without a preset of their own
 SHARED = ("prepare", "train", "predict", "audit", "infer", "masks", "crops")  # run by all processes under torchrun
 MORE_VERBS = {  # further verbs of every solution
     "find_lr": "run learning-rate range tests",
@@ -284,7 +284,7 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
     given.pop("preset", None)
-    if base is None and preset not in (*known, *MADE):
+    if base is None and preset not in (*known, *NO_PRESETS):
         raise InputError(f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
     base = base or known.get(preset) or from_dict(config_module.Config, given, str(probe.config))
     return preset, update(base, given, str(probe.config)) if given else base

@@ -157,7 +157,7 @@ def check_folds(folds, n_folds):
 
 
 def check_run(config, size):
-    """Raise InputError for unusable folds, seed or store size; size: side of the largest network input, pixels."""
+    """Raise InputError for unusable folds, seed, store size or numbers; size: side of the largest input, pixels."""
     check_folds(config.folds, config.n_folds)
     check(0 <= config.seed < 1 << 62, f"seed must be at least 0 and below 2^62, not {config.seed}")
     for name, value in _numbers(dataclasses.asdict(config)):

@@ -116,7 +116,7 @@ def read_about(folder):
 
 
 def _check_about(about, path):
-    check(isinstance(about, dict), f"{path}: members are not what `export` writes")
+    check(isinstance(about, dict), f"{path}: a member is not what `export` writes")
     _check_types(about, _FIELDS | {name: dict for name in _OPTIONAL if name in about}, path)
     members, score, mixing = (about.get(name, {}) for name in ("members", "score", "mixing"))
     if score.get("estimate") is not None:

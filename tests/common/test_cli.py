@@ -37,6 +37,7 @@ class Config:
     net: Net = Net()
     kind: Literal["a", "b"] = "a"
     tta: tuple[str, ...] = ()
+    seed: int = 0
 
 
 SMALL = Config(Net(1))
@@ -50,7 +51,7 @@ def command(tmp_path, monkeypatch):
     """`command(line, train=…)`: the status, and the verbs called, with their contexts."""
     monkeypatch.chdir(tmp_path)
 
-    def run(line, **verbs):
+    def run(line, tools=None, **verbs):
         calls = []
 
         def verb(name):
@@ -63,7 +64,7 @@ def command(tmp_path, monkeypatch):
             return called
 
         loaded = {name: verb(name) for name in (*cli.VERBS, "extra", "find_lr")}
-        status = cli.main("toy", MODULE, lambda: loaded, line.split())
+        status = cli.main("toy", MODULE, lambda: loaded, line.split(), lambda tool: tools)
         return SimpleNamespace(status=status, names=[n for n, _ in calls], contexts=[c for _, c in calls])
 
     return run
@@ -90,6 +91,18 @@ def test_without_a_preset_the_stored_configuration_is_used(command, capsys):
     assert command("train").status == command("train --out s").status == 2
     said = "name a preset (small, big), or --out with the folder of a run\n"
     assert capsys.readouterr().err == f"error: {said}error: s: not the folder of a run; {said}"
+
+
+def test_seeds_and_all_folds_pass_on_what_the_run_was_given(command):
+    def leave_out(context):
+        context.left_out += context.config.net.epochs == 1
+
+    called = {}
+    tools = {name: lambda *folders, **given: called.update(given) or 0 for name in ("blend", "refit")}
+    assert command("run small --out r --seeds 1 2", tools, prepare=leave_out).status == 4
+    assert str(called.pop("out")) == "r"
+    assert command("run small --out s --folds all --micro-batch 2 --grad-checkpointing", tools).status == 0
+    assert (called["micro_batch"], called["grad_checkpointing"]) == (2, True)
 
 
 def test_settings_from_a_file(command, tmp_path, capsys):
