@@ -63,7 +63,7 @@ def full_mask_dice(rule, probs, truth, gate_prob, connectivity):
 
 
 @pytest.mark.parametrize(("at_network", "connectivity"), [(False, 8), (True, 8), (False, 4), (True, 4)])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), small=st.sampled_from([(12, 12), (24, 24), (8, 12)]))
 def test_every_rule_equals_the_computation_on_whole_masks(at_network, connectivity, seed, small):
     probs, truth, gate_probs = cases(seed)

@@ -80,7 +80,11 @@ def read_wandb(job):
 READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "mlflow": read_mlflow}
 
 
-@pytest.mark.parametrize("kind", READERS)
+SLOW = {"wandb", "mlflow"}  # to import and to open a database
+KINDS = [pytest.param(kind, marks=pytest.mark.long if kind in SLOW else ()) for kind in READERS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_continues_its_run_without_repeated_steps(job, kind):
     pytest.importorskip(extras.EXTRAS[kind][0], reason=f"pip install -e '.[{kind}]'")
     job.options = replace(job.options, log_to=kind)
