@@ -182,10 +182,12 @@ def train(job, network, later=()):
 
 
 def check_images(job, networks):
-    """Raise InputError if one of the Networks has no image to train on."""
+    """Raise InputError if one of the Networks has no image to train on or, unless it is a refit, to validate on."""
     for network in networks:
-        rows, _ = network.rows(job, network.fold)
-        check(len(rows), f"fold{network.fold}/{network.stage}: no image to train on, or none with one of its classes")
+        (rows, held_out), name = network.rows(job, network.fold), f"fold{network.fold}/{network.stage}"
+        check(len(rows), f"{name}: no image to train on, or none with one of its classes")
+        few = "choose fewer folds (--n-folds), or sample the images otherwise"
+        check(len(held_out), f"{name}: no image to validate on, or none with one of its classes; {few}")
 
 
 def save_memory(job, network, model):

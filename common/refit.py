@@ -14,12 +14,13 @@ import numpy as np
 from common.errors import check
 from common.job import derive_run, open_run
 from common.network import with_rate
-from common.paths import atomic_path, read_json, write_json
+from common.paths import atomic_path, read_csv, read_json, write_json
 from common.predictions import predict_test
 from common.recipe import read_rule, train_all
 from common.runs import start_log
 from common.step import run_step
 from common.teaching import read_lessons
+from common.train.schedule import reductions
 
 WHOLE = ("last", "classic", "ema")  # averages of a complete training; the others end where validation peaks
 
@@ -79,7 +80,10 @@ def refit_tool(recipe, config_class):
 
 
 def chosen_settings(job, network):
-    """Return the settings for training a stage on all images: the folds' mean epoch and most frequent average."""
+    """Return the settings for training a stage on all images: the folds' mean epoch and most frequent average.
+
+    A plateau schedule becomes steps at the epochs in which the folds reduced the rate (their median).
+    """
     config, paths = with_rate(job, network).config, sorted(job.run.folder.glob(f"fold*/{network.stage}/variants.json"))
     check(paths, f"{job.run.folder}: no fold has the variants.json of {network.stage}; train the run again")
     ends, names = [], []
@@ -90,22 +94,33 @@ def chosen_settings(job, network):
     epochs = config.epochs if name in WHOLE else round(np.mean(ends))
     found = {"epochs": epochs, "averaging": [name if name in WHOLE else "last"], "keep": "highest"}
     found |= {"lr": config.lr, "frozen_lr": config.frozen_lr, "frozen_epochs": min(config.frozen_epochs, epochs)}
+    if config.schedule == "plateau":
+        metric, course = config.plateau_metric or config.metric, []
+        for path in paths:
+            history = read_csv(path.with_name("history.csv"), [metric.lstrip("-")])[metric.lstrip("-")]
+            scores = (-history if metric.startswith("-") else history).fillna(-np.inf)[config.frozen_epochs :]
+            course.append(reductions(scores.tolist(), config.patience))
+        never = [config.epochs] * max(map(len, course))
+        milestones = np.median([(*one, *never[len(one) :]) for one in course], axis=0) if never else never
+        found |= {"schedule": "step", "milestones": [round(epoch) for epoch in milestones if epoch < config.epochs]}
     return found | {"cycles": min(config.cycles, max(1, epochs - found["frozen_epochs"]))}
 
 
 def on_all_images(job, network):
     """Return the Network of a fold that holds out no image, with the chosen settings.
 
-    After each epoch it is measured on some of the training images, which shows that it learns but decides nothing.
+    After each epoch it is measured on some of the training images, which shows that it learns but decides nothing:
+    neither the learning rate, nor when a class is dropped from the loss.
     """
     if network.fold != job.config.n_folds:  # trained on folds of its own
         return network
     settings = job.run.step("refit")["settings"][network.stage]
-    config = replace(network.config, **settings | {"averaging": tuple(settings["averaging"])})
+    lists = {name: tuple(values) for name, values in settings.items() if isinstance(values, list)}
+    config = replace(network.config, **settings | lists)
 
     def rows(job, fold):
         every = network.rows(job, fold)[0]
         seen = np.random.default_rng(job.config.seed).permutation(every)
         return every, np.sort(seen[: max(1, len(every) // job.config.n_folds)])
 
-    return replace(network, config=config, rows=rows)
+    return replace(network, config=config, rows=rows, before_epoch=lambda history: None)

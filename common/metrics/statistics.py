@@ -59,7 +59,7 @@ def bootstrap_auroc(y, score, groups, n_resamples=1000, seed=0, level=0.95, skip
 
     y: (N, C) bool or 0/1; score: (N, C) real; groups: as in `bootstrap`. A class with equal labels only, or with NaN
     scores, raises InputError; with `skip_undefined`, it gets NaN and is left out of the mean, and so is each unknown
-    label (NaN). Intervals of a class with fewer than about 5 positive groups are unreliable.
+    label (NaN). Intervals of a class with fewer than about 25 positive groups are too narrow.
     """
     estimates, resamples = resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined)
     intervals = [interval(*figures, level) for figures in zip(estimates, resamples.T, strict=True)]

@@ -20,6 +20,7 @@ INK, RULE, BLUE = "#1d2732", "#dde3e9", "#0072b1"  # replaced by the page's own 
 CELL, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 _COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9"]
 LINES = [(colour, dash) for dash in ("-", "--", ":", "-.") for colour in _COLOURS] * 10
+FEW = "intervals of classes with fewer than about 25 positive patients are too narrow"
 _MARK = {"color": ORANGE, "linewidth": 1.3, "linestyle": (0, (4, 3))}
 styled = matplotlib.rc_context(
     {"font.size": 9.5, "axes.titlesize": 9.5, "legend.fontsize": 9, "axes.titlelocation": "left"}

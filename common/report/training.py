@@ -44,7 +44,8 @@ def _read(folder):
             epochs, state = [epoch + 1 for epoch in values["epochs"]], "kept" if variant == summary["chosen"] else ""
             kept = (min(epochs), max(epochs)) if state and epochs else kept
             texts = f"{folder.parent.name}, {folder.name}", variant, ", ".join(map(str, epochs)) or "every step"
-            rows.append((*texts, page.METRICS.get(name, name), float(values[name]), state))
+            score = np.nan if values[name] is None else float(values[name])  # undefined on this fold
+            rows.append((*texts, page.METRICS.get(name, name), score, state))
         scores = history[name] if summary["metric"] == name else -history[name]
         best = None if scores.isna().all() else int(history["epoch"][scores.idxmax()])
     return Training(folder.parent.name, folder.name, history, kept, best, tuple(rows))

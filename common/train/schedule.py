@@ -27,17 +27,18 @@ def warm_cosine(progress, warmup=0.05):
     return cosine((progress - warmup) / (1 - warmup))
 
 
-def plateau(scores, patience=3, factor=0.2):
-    """Return `factor` ** n, n being how often `patience` consecutive epochs brought no new best score."""
-    best, waited, value = -math.inf, 0, 1.0
-    for score in scores:
+def reductions(scores, patience=3):
+    """Return before which epochs a plateau reduces the rate: after `patience` consecutive ones without a new best."""
+    best, waited, found = -math.inf, 0, []
+    for epoch, score in enumerate(scores, start=1):
         if score > best:
             best, waited = score, 0
         else:
             waited += 1
             if waited >= patience:
-                value, waited = value * factor, 0
-    return value
+                waited = 0
+                found.append(epoch)
+    return found
 
 
 BY_PROGRESS = {"constant": lambda progress: 1.0, "cosine": cosine, "one_cycle": one_cycle, "warm_cosine": warm_cosine}
@@ -61,7 +62,7 @@ def learning_rate(config, epoch, step, steps, scores):
         return config.frozen_lr * (one_cycle((epoch * steps + step) / (config.frozen_epochs * steps)) if cycle else 1)
     done = (epoch - config.frozen_epochs) * steps + step
     if config.schedule == "plateau":
-        factor = plateau(scores, config.patience, config.factor)
+        factor = config.factor ** len(reductions(scores, config.patience))
     elif config.schedule == "step":
         factor = config.factor ** sum(epoch - config.frozen_epochs >= milestone for milestone in config.milestones)
     else:

@@ -125,7 +125,7 @@ def _classes(job, name, title):
     truth = comparison.values_of(tables[""])[1]
     rows = classes[["label", "auroc", "low", "high"]].itertuples(index=False)
     fragments += [
-        page.figure(plots.score_with_interval(rows, "AUROC", 0.5), "AUROC with intervals by patient"),
+        page.figure(plots.score_with_interval(rows, "AUROC", 0.5), f"AUROC with intervals by patient; {plots.FEW}"),
         page.figure(class_plots.roc_panels(truth, probs, LABELS), "ROC curves with their areas"),
         page.details("Table, with DeLong's intervals", page.table(classes)),
     ]

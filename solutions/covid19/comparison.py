@@ -36,14 +36,17 @@ def published():
 
 
 def nested_thresholds(table, seed=0):
-    """Return Youden's threshold on all images, and for each image the one of the other folds (or patients), (N,)."""
+    """Return Youden's threshold on all images, and for each image the one of the other folds (or patients), (N,).
+
+    It is 0.5 where the other folds have images of one label only.
+    """
     y, probs = table["label"].to_numpy()[:, None], table["probability"].to_numpy()[:, None]
     folds, chosen = table["fold"].to_numpy(), choose_thresholds(y, probs)[0]
     check(not np.isnan(chosen), "a threshold needs out-of-fold images with and without COVID-19")
     if len(set(folds)) < 2:
         folds = make_folds(y, 2, table["patient_id"].to_numpy(), seed)
     cuts = nested_counts(y, probs, folds)[1][np.unique(folds, return_inverse=True)[1], 0]
-    return float(chosen), np.where(np.isnan(cuts), chosen, cuts)
+    return float(chosen), np.where(np.isnan(cuts), HALF, cuts)
 
 
 def fold_table(table, thresholds):

@@ -19,7 +19,7 @@ from common.nn.losses import bce
 from solutions.covid19.config import ORIGINS, STAGE
 from solutions.covid19.data import MASKS, can_predict, labels_of
 
-MASKED = ("lungs", "background")  # the views that need masks
+MASKED = ("lungs", "background", "border")  # the views that need masks
 
 
 class Adversarial(Classifier):
@@ -75,7 +75,7 @@ def with_origins(job, rows):
 def apply_view(image, mask, view, margin):
     """Return a view of an image, uint8 (H, W), black elsewhere: lungs, background (all but lungs), image or border.
 
-    mask: (H, W), nonzero in the lungs; margin: width of the border as a share of each side.
+    mask: (H, W), nonzero in the lungs; margin: width of the border, less the lungs in it, as a share of each side.
     """
     if view == "image":
         return image
@@ -83,6 +83,7 @@ def apply_view(image, mask, view, margin):
         out = image.copy()
         down, right = (max(1, round(margin * side)) for side in image.shape)
         out[down:-down, right:-right] = 0
+        out[mask != 0] = 0  # in closely cropped images the lungs reach into the margin
         return out
     return np.where((mask != 0) == (view == "lungs"), image, np.uint8(0))
 
@@ -185,7 +186,7 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
         figures=figures,
         rows=rows,
         taught=taught,
-        key=[view, margin if view == "border" else None, *[adversary] * (adversary > 0)],
+        key=[view, [margin, "without lungs"] if view == "border" else None, *[adversary] * (adversary > 0)],
         watched=("accuracy",),
         trained_on=lambda job: {"solution": job.solution, "fold": fold, "images": len(rows(job, fold)[0])},
     )

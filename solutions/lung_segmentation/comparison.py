@@ -12,7 +12,7 @@ from common.paths import read_parquet, walk_files
 from common.post.rle import ABSOLUTE, decode
 from common.submit.table import read_table
 from solutions.lung_segmentation.data import COLUMNS
-from solutions.lung_segmentation.pairs import MASKS, bare_stem, find_pairs, fit_mask, read_mask
+from solutions.lung_segmentation.pairs import MASKS, bare_stem, find_pairs, fit_mask, read_mask, shown_structure
 
 
 def results(job, split):
@@ -25,7 +25,8 @@ def read_masks(path):
     """Return a table by image: `read`, a function that returns the lung mask, bool (H, W), and patient_id if known.
 
     path: a CSV with image_id, width, height and rle (absolute run-lengths); a folder of a known collection; or a folder
-    of mask files named after their images. Masks of the same name in several subfolders (left and right) are united.
+    of mask files named after their images. Masks of the same name in several subfolders (left and right) are united;
+    those of hearts and clavicles and the uncertainty maps in `spread`, as written by `masks`, are left out.
     """
     if not path.is_dir():
         table, readers = read_table(path, COLUMNS, exact=False), {}
@@ -42,7 +43,9 @@ def read_masks(path):
     patients = {"patient_id": [pairs[name].patient_id for name in files]} if files else {}
     if not files:
         for file in walk_files(path):
-            if file.suffix.lower() in MASKS:
+            folder = "" if file.parent == path else file.parent.name
+            of_lungs = folder != "spread" and shown_structure(folder) not in ("heart", "clavicle")
+            if file.suffix.lower() in MASKS and of_lungs:
                 files.setdefault(bare_stem(file.stem).removesuffix("_mask"), []).append(file)
     check(files, f"{path}: contains no masks")
     return pd.DataFrame({"read": [partial(_unite, parts) for parts in files.values()], **patients}, list(files))

@@ -212,10 +212,12 @@ def _read_masks(row):
 def split_rows(job, fold):
     """Return the store rows to train on and those to validate on, both without the held-out `fold`.
 
-    The two sets share no patient and have the same proportions of datasets.
+    The two sets share no patient and have the same proportions of datasets. In a refit, all images are trained on.
     """
     table, config = job.images.table, job.config
     train = table[table["split"] == "train"]
+    if fold == config.n_folds:
+        return train["row"].to_numpy(), train["row"].to_numpy()[:0]
     rest = train[train["fold"] != fold]
     share = config.validation * len(train) / len(rest)
     chosen = holdout(pd.factorize(rest["dataset"])[0], share, rest["patient_id"].to_numpy(), config.seed + fold)

@@ -66,12 +66,12 @@ def find_pairs(folder):
         match = next(((d, m) for d, pattern in NAMES.items() if (m := pattern.match(stem))), None)
         if match:
             files.append((match[1][0], match[0], match[1][1], match[1][0], path))
-        elif path.parent.name.lower() == "images" or _structure(path.parent.name):
+        elif path.parent.name.lower() == "images" or shown_structure(path.parent.name):
             own.setdefault(stem.removesuffix("_mask"), []).append(path)
     if files and own:
         log.info(f"{folder}: ignored {len(own)} names in images/ and masks/ that belong to no known collection")
     for stem, paths in own.items() if not files else ():
-        places = [path.parents[1] for path in paths if not _structure(path.parent.name)]
+        places = [path.parents[1] for path in paths if not shown_structure(path.parent.name)]
         for path in paths:  # if several images have this stem, the id is the path below `folder`
             above = [place for place in places if path.is_relative_to(place)] if len(places) > 1 else []
             place = max(above, key=lambda place: len(place.parts), default=folder)
@@ -79,7 +79,7 @@ def find_pairs(folder):
             files.append((image_id, "folder", image_id, stem, path))
     for image_id, dataset, patient, name, path in files:
         rest = _stem(path)[len(name) :]
-        shows = _structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
+        shows = shown_structure(path.parent.name) or ("lungs" if rest == "_mask" else "")
         if shows == "clavicle" or rest not in ("", "_mask"):
             strange += shows != "clavicle"
             continue
@@ -116,7 +116,7 @@ def bare_stem(stem):
     return stem[:-4] if stem.lower().endswith(".img") else stem
 
 
-def _structure(folder):
+def shown_structure(folder):
     """Return the structure (lungs, left, right, heart, clavicle) that a mask folder's name says, else ""."""
     words = set(re.findall(r"left|right|lungs?|masks?|heart|clavicles?|[a-z]+", folder.lower())) - FORMATS
     sides = words & SIDES

@@ -212,7 +212,8 @@ def figures(table, areas, structures):
             found["datasets"][name] = _figures(lungs[rows], groups[rows])
     for number, name in enumerate(STRUCTURES[structures] if areas.shape[1] > 1 else (), start=1):
         drawn = areas[:, number, 3] > 0
-        found["structures"][name] = _figures(areas[drawn, number], groups[drawn])
+        if drawn.any():
+            found["structures"][name] = _figures(areas[drawn, number], groups[drawn])
     cells = segmentation.counts_from_areas(*lungs.T)
     return found, table.assign(dice=segmentation.dice(cells), iou=segmentation.iou(cells))
 

@@ -258,9 +258,10 @@ def _small(image, *masks):
 
 def _write_report(out, table, areas, pictures, gate, problems, about, seconds):
     n, rejected, names = len(table), int((~table["ok"]).sum()), ("heart", "lungs")
+    small = sum(area < 100 * gate for area in areas)
     cards = [
         ("Masks", n, f"{n / seconds:.1f} per second"),
-        ("Rejected", rejected, f"{sum(table['area'] < gate)} under the area gate of {gate:.0%} of the image"),
+        ("Rejected", rejected, f"{small} under the area gate of {gate:.0%} of the image"),
         ("Left out", len(problems), "files that could not be used"),
     ]
     sections = [page.cards(cards)]

@@ -52,7 +52,7 @@ def sections(job):
         _, name, columns, measure = PLOTTED[task]
         table = read_csv(job.run.path(name))
         drawn = plots.score_with_interval(table[columns].itertuples(index=False), measure)
-        figure = page.figure(drawn, "Out of fold, with intervals by patient")
+        figure = page.figure(drawn, f"Out of fold, with intervals by patient; {plots.FEW}")
         found.append(page.section("Scores", figure, page.table(table)))
         found += {"segmentation": _outlines, "detection": _boxes}.get(task, _classification)(job)
     return found

@@ -49,7 +49,8 @@ class SegmenterConfig(FitConfig):
     """focal_dice: weight of the focal term. Keras's segmentation_models has 0.25, its alpha for both classes."""
     presence_head: bool = False  # Add a second output: whether the image has any mask.
     negatives: float = 1.0
-    """Healthy images drawn at random for each positive one; 0 takes all. Paper: "randomly chosen", no number given."""
+    """Healthy images drawn at random for each positive one; 0, or a positive_rate, takes all. Paper: "randomly chosen",
+    no number given."""
     positives_only: bool = False  # Train only on images with a pneumothorax, the paper's first attempt.
     positive_rate: tuple[float, ...] = ()
     """Share of positives at the start and the end of training over all sizes, e.g. 0.8 0.4 (1st place); empty: any."""
@@ -71,7 +72,7 @@ class SegmenterConfig(FitConfig):
             raise InputError(f"segmenter.crop {self.crop}: must be a multiple of 32, at most the smallest size")
         if self.positive_weight != 1 and {self.loss, self.finer_loss} & {"tversky", "focal_tversky"}:
             raise InputError("segmenter.positive_weight does not apply to the loss tversky or focal_tversky")
-        if self.focal_weight != 1 and self.loss != "focal_dice":
+        if self.focal_weight != 1 and "focal_dice" not in (self.loss, self.finer_loss):
             raise InputError(f"segmenter.focal_weight does not apply to the loss {self.loss}")
         if self.positives_only and self.positive_rate:
             remedy = "--segmenter.positive-rate without a value unsets it"

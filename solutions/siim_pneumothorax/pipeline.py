@@ -72,6 +72,8 @@ def segmenter_networks(config, fold, name="segmenter"):
     epochs = [first.epochs, *[first.finer_epochs or first.epochs] * (len(first.sizes) - 1)]
     finer = {"frozen_epochs": 0, "lr": first.finer_lr, "batch_size": first.finer_batch_size}
     finer |= {"loss": first.finer_loss or first.loss}
+    if finer["loss"] != "focal_dice":
+        finer["focal_weight"] = 1.0
     for k, size in enumerate(first.sizes):
         part = replace(first, epochs=epochs[k], **finer if k else {})
         if first.positive_rate:
@@ -105,7 +107,8 @@ def segmenter_network(config, fold, size, before=None, stage=""):
     def some(job, rows):
         if config.positives_only:
             return rows[data.presence(job.images, rows) > 0.5]
-        return data.sample_negatives(job.images, rows, config.negatives, job.config.seed + fold)
+        negatives = 0 if config.positive_rate else config.negatives  # the rate chooses among all
+        return data.sample_negatives(job.images, rows, negatives, job.config.seed + fold)
 
     def sampling(job, rows):
         if not config.positive_rate:

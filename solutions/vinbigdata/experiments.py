@@ -55,6 +55,8 @@ def run_ablation(job):
     tuned, rows = {}, []
     for step, (fusion, rule, health) in steps.items():
         decision = replace(config.decision, rule=(rule,))
+        if rule == "none":  # no classifier, hence no scores scaled by its probabilities
+            decision = replace(decision, gamma=(0.0,), delta=(0.0,))
         found = tune_detection(oof.table, truth, images, health, config.members, fusion, decision, seed=config.seed)
         tuned[step], probs = found, health["healthy"][images["image_id"]].to_numpy()
         row = {"step": step, "map": found.score.estimate, "low": found.score.low, "high": found.score.high}

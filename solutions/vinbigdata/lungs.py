@@ -69,12 +69,14 @@ def locate_findings(images):
     """
     masks, boxes, found = read_array(images.arrays["masks"]), images.tables["boxes.parquet"], []
     sizes = images.at(boxes["row"])[["width", "height", "width", "height"]].to_numpy(float)
-    for row, class_id, box in zip(boxes["row"], boxes["class_id"], boxes[BOX].to_numpy() * SIDE / sizes, strict=True):
+    scaled = (boxes[BOX].to_numpy() * SIDE / sizes).round(6)
+    for row, class_id, box in zip(boxes["row"], boxes["class_id"], scaled, strict=True):
         ys, xs = np.nonzero(masks[row] >= 128)
         if len(ys):
-            (x, y), (left, top, right, bottom) = (box[:2] + box[2:]) / 2, box.astype(int)
+            (x, y), (left, top) = (box[:2] + box[2:]) / 2, box[:2].astype(int)
+            right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
             third = np.clip(3 * (y - ys.min()) // (np.ptp(ys) + 1), 0, 2)
-            inside = (masks[row, top : bottom + 1, left : right + 1] >= 128).mean()
+            inside = (masks[row, top:bottom, left:right] >= 128).mean()
             on_right = x < (xs.min() + xs.max() + 1) / 2
             found.append([class_id, 1, inside, on_right, not on_right, *(third == k for k in range(3))])
     names = ["class", "boxes", "in_lungs", "right", "left", "upper", "middle", "lower"]

@@ -91,7 +91,7 @@ def _classes(job, found, rows, scored):
         "Classes",
         page.table(classes[columns], "Average precision at IoU > 0.4, out of fold"),
         page.grid(
-            page.figure(aps, "AP of each class"),
+            page.figure(aps, f"AP of each class; {plots.FEW}"),
             page.figure(detection_plots.pr_curves(curves), "Precision by recall, with the AP of each class"),
             page.figure(counts, "Errors"),
             page.figure(gains, "mAP gained by correcting one kind of error"),

@@ -111,6 +111,9 @@ def test_a_network_without_images_to_train_on_is_refused(job):
     without = network(FIT, 1, rows=lambda job, fold: (np.zeros(0, int), job.images.rows(folds=[fold])))
     with pytest.raises(InputError, match=r"fold1/net: no image to train on"):
         train_all(job, [network(FIT, 0), without])
+    without = network(FIT, 1, rows=lambda job, fold: (job.images.rows(folds=[fold]), np.zeros(0, int)))
+    with pytest.raises(InputError, match=r"fold1/net: no image to validate on.*--n-folds"):
+        train_all(job, [network(FIT, 0), without])
     assert not job.run.path("fold0").exists()  # refused before the first training
 
 

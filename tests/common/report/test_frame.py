@@ -4,11 +4,12 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.paths import write_json
+from common.paths import read_json, write_json
 from common.report import page
 from common.report.frame import step_section, synthetic_note, write_report
 from common.runs import Run
@@ -130,6 +131,17 @@ def test_every_training_has_its_curves_and_variants(job):
     assert own.count("the validation loss is lowest in epoch 2") == 4  # twice a figure: caption and label
     assert len(cells) == 5  # the epochs of the average, 2, count from 1
     assert own.count("kept</td>") == 1
+
+
+def test_a_metric_that_a_fold_leaves_undefined(job):
+    trained(job.run, "fold0", metric="auroc")
+    path = job.run.path("fold0", "network", "variants.json")
+    summary = read_json(path)
+    summary["variants"]["best"]["auroc"] = summary["variants"]["ema"]["auroc"] = None  # as written for NaN
+    write_json(path, summary)
+    history = pd.read_csv(path.with_name("history.csv")).assign(auroc=np.nan)
+    history.to_csv(path.with_name("history.csv"), index=False)
+    assert "fold0, network" in written(job)
 
 
 def test_range_tests(job):

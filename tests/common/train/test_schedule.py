@@ -48,11 +48,13 @@ def test_layers_have_a_share_of_the_next_ones_rate():
 
 def test_plateau_counts_from_each_new_best():
     scores = [0.5, 0.6, 0.6, 0.6]
-    assert schedule.plateau(scores, 3, 0.2) == 1.0
-    assert schedule.plateau([*scores, 0.5], 3, 0.2) == pytest.approx(0.2)
-    assert schedule.plateau([*scores, 0.5, 0.5, 0.5], 3, 0.2) == pytest.approx(0.2)
-    assert schedule.plateau([*scores, 0.5, 0.5, 0.5, 0.5], 3, 0.2) == pytest.approx(0.04)
-    assert schedule.plateau([0.5, 0.4, 0.4, 0.7, 0.4, 0.4], 3, 0.2) == 1.0
+    assert schedule.reductions(scores, 3) == []
+    assert schedule.reductions([*scores, 0.5], 3) == [5]
+    assert schedule.reductions([*scores, 0.5, 0.5, 0.5], 3) == [5]
+    assert schedule.reductions([*scores, 0.5, 0.5, 0.5, 0.5], 3) == [5, 8]
+    assert schedule.reductions([0.5, 0.4, 0.4, 0.7, 0.4, 0.4], 3) == []
+    config = FitConfig(epochs=9, schedule="plateau", patience=3, factor=0.2, lr=1.0)
+    assert schedule.learning_rate(config, 8, 0, 10, [*scores, 0.5, 0.5, 0.5, 0.5]) == pytest.approx(0.04)
 
 
 def test_frozen_epochs_have_their_own_rate_and_the_schedule_begins_after_them():

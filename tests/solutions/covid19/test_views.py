@@ -63,9 +63,12 @@ def test_views_by_hand():
     assert lungs[1:3, 2].tolist() == [8, 13] and lungs.sum() == 21 and lungs.dtype == np.uint8
     assert np.array_equal(lungs + background, image) and background[1, 2] == 0
     assert np.array_equal(apply_view(image, mask * 255, "lungs", 0.2), lungs)
-    edge = apply_view(image, None, "border", 0.2)
+    edge = apply_view(image, mask, "border", 0.2)
     assert (edge[1:4, 1:4] == 0).all() and np.array_equal(edge == 0, np.pad(np.ones((3, 3), bool), 1))
-    assert np.array_equal(apply_view(image, None, "border", 0.01), edge)  # one pixel at least
+    assert np.array_equal(apply_view(image, mask, "border", 0.01), edge)  # one pixel at least
+    mask[2:, 0] = 1  # a lung that reaches into the margin
+    assert np.flatnonzero(apply_view(image, mask, "border", 0.2) != edge).tolist() == [10, 15, 20]
+    assert apply_view(image, mask, "border", 0.2)[2:, 0].tolist() == [0, 0, 0]
     assert image.min() == 1  # the image itself is left alone
 
 

@@ -370,13 +370,15 @@ def test_parts_of_a_fold_share_no_patient(finished):
     patient = table.set_index("row")["patient_id"]
     for fold in range(3):
         images = Images(table, None, "", "")
-        job = SimpleNamespace(images=images, config=SimpleNamespace(validation=0.25, seed=0))
+        job = SimpleNamespace(images=images, config=SimpleNamespace(validation=0.25, seed=0, n_folds=3))
         rows, validation = split_rows(job, fold)
         held_out = images.rows(folds=[fold])
         parts = [set(patient[part]) for part in (rows, validation, held_out)]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 6
         assert sorted([*rows, *validation, *held_out]) == sorted(table.loc[train, "row"])
         assert len(validation) in (2, 4)  # a quarter of 12, by pairs
+    rows, validation = split_rows(job, 3)  # of a refit
+    assert sorted(rows) == sorted(table.loc[train, "row"]) and not len(validation)
 
 
 def test_an_id_map_keeps_patients_together(sample, command, tmp_path, tiny):

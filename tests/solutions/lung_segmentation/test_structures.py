@@ -48,6 +48,8 @@ def test_unknown_masks_take_no_part_in_losses_and_figures():
     counts = postprocess.measure(truth.get, [0, 1], predicted * np.uint8(255), [postprocess.MaskRule()], "lungs_heart")
     assert counts[1, 0, 3].tolist() == [0, 0, 0, 0] and counts[0, 0, 3, 3] == 64
     table = pd.DataFrame({"dataset": "JSRT", "patient_id": ["a", "b", "c"]})
+    without, _ = postprocess.figures(table, counts[[1, 1, 1], 0], "lungs_heart")
+    assert "heart" not in without["structures"]  # no image has one
     figures, _ = postprocess.figures(table, counts[[0, 0, 1], 0], "lungs_heart")
     assert [figures["structures"][name]["images"] for name in ("left", "right", "heart")] == [3, 3, 2]
 

@@ -13,7 +13,7 @@ from common.data.loaders import SampleDataset
 from common.errors import InputError
 from common.nn.norms import batch_norms
 from common.post.rle import encode
-from solutions.siim_pneumothorax import experiments
+from solutions.siim_pneumothorax import data, experiments
 from solutions.siim_pneumothorax.config import DEMO, PAPER, PODIUM, Config, DecisionConfig
 from solutions.siim_pneumothorax.pipeline import gate_network, networks, segmenter_networks
 
@@ -46,6 +46,23 @@ def test_the_positive_rate_slides_once_over_all_sizes():
     assert (coarse.epochs, fine.epochs, fine.frozen_epochs, fine.lr, fine.batch_size) == (3, 2, 0, 5e-5, 8)
     assert segmenter_networks(DEMO, 0)[0].config.positive_rate == (0.8, 0.4)
     assert segmenter_networks(PAPER, 0)[0].config == PAPER.segmenter
+
+
+def test_a_positive_rate_takes_all_negatives(monkeypatch):
+    job, sampled = SimpleNamespace(config=PAPER, images=Images()), []
+    monkeypatch.setattr(data, "sample_negatives", lambda images, rows, per_positive, seed: sampled.append(per_positive))
+    for rate in ((), (0.8, 0.22)):
+        config = replace(PAPER, segmenter=replace(PAPER.segmenter, positive_rate=rate))
+        segmenter_networks(config, 0)[0].rows(job, 0)
+    assert sampled == [1, 1, 0, 0]
+
+
+def test_the_focal_weight_is_that_of_the_sizes_with_a_focal_loss():
+    segmenter = replace(PAPER.segmenter, sizes=(256, 512), focal_weight=0.25, finer_loss="lovasz")
+    weights = [each.config.focal_weight for each in segmenter_networks(replace(PAPER, segmenter=segmenter), 0)]
+    assert weights == [0.25, 1.0]
+    with pytest.raises(InputError, match="focal_weight does not apply"):
+        replace(segmenter, loss="combo")
 
 
 def test_the_paper_has_five_cycles_and_configurations_of_earlier_runs_have_one():

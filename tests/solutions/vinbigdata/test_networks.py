@@ -167,8 +167,8 @@ def test_where_findings_lie_by_hand(images, tmp_path):
     images.tables["boxes.parquet"] = pd.DataFrame(table, columns=["image_id", "row", "class_id", *BOX])
     found = lungs.locate_findings(images).round(2)
     assert found["class"].tolist() == ["Cardiomegaly", "ILD"] and found["boxes"].tolist() == [2, 1]
-    assert found.iloc[0, 2:].tolist() == [0.51, 1, 0, 0.5, 0, 0.5]  # all of it, and one column of 41
-    assert found.iloc[1, 2:].tolist() == [0.89, 0, 1, 0, 1, 0]  # 90 of 101 columns
+    assert found.iloc[0, 2:].tolist() == [0.5, 1, 0, 0.5, 0, 0.5]  # all of the first, none of the second
+    assert found.iloc[1, 2:].tolist() == [0.9, 0, 1, 0, 1, 0]  # 90 of 100 columns
 
 
 def test_packed_boxes_are_the_first_and_zeros():
