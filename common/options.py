@@ -64,18 +64,16 @@ class Options:
     json: bool = False  # plan: print JSON.
 
     def __post_init__(self):
-        if self.devices_per_training is not None and self.devices_per_training < 1:
-            raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
-        check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
-        check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
-        check(0 < self.pseudo_confidence < 1, f"--pseudo-confidence {self.pseudo_confidence}: must lie between 0 and 1")
-        check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
-        for name in ("teacher_share", "teacher_confidence"):
+        for name in ("devices_per_training", "gpus"):
             value = getattr(self, name)
-            check(0 < value < 1, f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
-        for name in ("pseudo_confidence", "pseudo_weight", "teacher_share", "teacher_confidence"):
-            alone = getattr(self, name) != vars(Options)[name] and getattr(self, name.split("_")[0]) is None
-            check(not alone, f"--{name.replace('_', '-')} needs --{name.split('_')[0]}")
+            check(value is None or value >= 1, f"{flag(name)} must be at least 1, not {value}")
+        check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
+        check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
+        for name in ("pseudo_confidence", "teacher_share", "teacher_confidence"):
+            check(0 < getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)}: must lie between 0 and 1")
+        for name, kind in ((name, name.split("_")[0]) for name in LESSONS):
+            alone = getattr(self, name) != vars(Options)[name] and getattr(self, kind) is None
+            check(not alone, f"{flag(name)} needs {flag(kind)}")
         distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
         check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: name two or more, each once, none negative")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
@@ -97,6 +95,11 @@ NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "repo
 NO_NETWORK = ("tune", "score", "submit")
 
 
+def flag(name):
+    """Return how an option is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def hidden_options(verb, takes):
     """Return the names of options without effect on a verb of a solution that `takes` these options of SPECIAL."""
     hidden = {name for name in SPECIAL if name not in takes}
@@ -114,8 +117,7 @@ def check_special(options, verb, takes, solution):
     wrong |= dict.fromkeys(PLANNING, f"the verb {verb}") if verb != "plan" else {}
     wrong |= {"seeds": f"the verb {verb}"} if verb != "run" else {}
     for name, what in wrong.items():
-        if getattr(options, name) != getattr(Options(), name):
-            raise InputError(f"--{name.replace('_', '-')} does not apply to {what}")
+        check(getattr(options, name) == vars(Options)[name], f"{flag(name)} does not apply to {what}")
 
 
 def check_device(name):
@@ -124,5 +126,5 @@ def check_device(name):
     if name.startswith("cuda"):
         import torch
 
-        if int(name[5:] or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs on this machine")
+        count = torch.cuda.device_count()
+        check(int(name[5:] or 0) < count, f"--device {name}: torch sees {count} GPUs on this machine")
