@@ -24,7 +24,7 @@ from common.job import open_job, open_run
 from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
 from common.options import Options, check_device
-from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
+from common.paths import copy_file, read_json, read_parquet, write_json, write_table
 from common.predictions import Predicted, predict_test, predicting_networks, read_predictions
 from common.recipe import neutral_of, read_rule, read_score, write_answer
 from common.step import require
@@ -65,8 +65,7 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     write_json(out / ABOUT, {**about, "files": dict.fromkeys(written, ""), "rule": {}, "incomplete": True})
     files = {}
     for name, path in sources.items():
-        with atomic_path(out / name) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_file(path, out / name)
         files[name] = file_hash(out / name)
     for name, one in networks.items() if onnx else ():
         path = out / f"{name}.onnx"

@@ -1,7 +1,6 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
 import json
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ from common.config import digest, from_dict
 from common.errors import InputError, check
 from common.images import SAMPLE, open_images, trainings
 from common.options import Options
-from common.paths import atomic_path, read_json, write_json
+from common.paths import copy_file, read_json, write_json
 from common.runs import Run
 from common.step import is_current
 from common.train import distributed
@@ -119,8 +118,7 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
             raise InputError(f"--out {out}: holds another {kind}, of {before.get('run')}; name a new folder")
         for name in (*COPIED, *prepared["tables"]):
             if job.run.path(name).is_file():
-                with atomic_path(run.path(name)) as temporary:
-                    shutil.copyfile(job.run.path(name), temporary)
+                copy_file(job.run.path(name), run.path(name))
         run.describe(config.seed, inputs)
         write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
         run.record(kind, key, **about)
