@@ -183,8 +183,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if not options.seeds and not on_all:
         return call(config, options, load_verbs, tools)
     _require_one_process("run --folds all" if on_all else "run --seeds")
-    out, begun, folders = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic(), []
-    left_out = 0
+    out, begun = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic()
 
     def left():
         return options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
@@ -192,10 +191,10 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if on_all:
         source = out.with_name(f"{out.name}-folds")
         left_out = call(config, dataclasses.replace(options, out=source), load_verbs, tools)
-        machine = {"hours": left(), "device": options.device, "workers": options.workers}
-        machine |= {name: getattr(options, name) for name in MEMORY}
-        load_tools("refit")["refit"](source, out=out, **machine)
+        machine = {name: getattr(options, name) for name in ("device", "workers", *MEMORY)}
+        load_tools("refit")["refit"](source, out=out, hours=left(), **machine)
         return left_out
+    left_out, folders = 0, []
     for seed in options.seeds:
         one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left())
         if folders and options.fold_table is None:

@@ -21,6 +21,7 @@ from common.metrics.detection import evaluate, resample_aps
 from common.metrics.statistics import interval, interval_with_p, resample
 from common.paths import write_csv
 from common.post.boxes import unpack_boxes
+from common.predictions import check_same_images
 from common.report import page, plots
 from common.step import require
 
@@ -239,12 +240,8 @@ def _read_runs(recipe, config_class, runs, split):
 
 def _check_same(folder, found, other, first):
     check(len(found), f"{folder}: its images have no labels (--split oof: the training images, out of fold)")
-    differ = set(first["image_id"]) ^ set(found["image_id"])
-    if differ:
-        raise InputError(
-            f"{folder}: {len(differ):,} images are predicted by it or by {other} alone, such as {min(differ)}; "
-            "only runs on the same images can be compared"
-        )
+    why = "only runs on the same images can be compared"
+    check_same_images(folder, found["image_id"], other, first["image_id"], why)
     for column in ("truth", "patient_id"):
         for image_id in first["image_id"][first[column] != found[column]][:1]:
             raise InputError(f"{folder}: another {column} of {image_id} than in {other}")

@@ -82,10 +82,8 @@ class Stage:
         config, weights = self.config, self.cost.weights
         kept = {"best_k": config.best_k, "window": 2 * config.window, "classic": config.epochs, "best": 1, "last": 1}
         epochs = min(config.epochs, sum(kept.get(name, 0) for name in config.averaging))
-        left = 1 + len(config.averaging) * config.keep_variants
-        return left * weights // (1 + config.half_weights), (
-            epochs + len(config.averaging) + 3 + ("ema" in config.averaging)
-        ) * weights
+        left = (1 + len(config.averaging) * config.keep_variants) * weights // (1 + config.half_weights)
+        return left, (epochs + len(config.averaging) + 3 + ("ema" in config.averaging)) * weights
 
 
 @dataclass(frozen=True)

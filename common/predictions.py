@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common import processes
-from common.errors import log
+from common.errors import InputError, log
 from common.infer.predict import drain, write_masks
 from common.paths import Maps, read_array, read_parquet, write_table
 from common.step import Step, cached_hash, run_step
@@ -77,7 +77,6 @@ def predict_test(job):
 
 def predict_part(job, name, folds, rows, fold=-1):
     """Predict store rows with the networks of `folds` into the files `name`, unless current; return the tables."""
-    suffixes = job.recipe.suffixes(job.config)
 
     def make(job):
         tables = job.recipe.predict(job, folds, rows, job.run.maps(name, new=True), name.replace("/", ", "))
@@ -89,7 +88,14 @@ def predict_part(job, name, folds, rows, fold=-1):
 
     reads = job.steps["predict"].reads
     run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, name)))
-    return {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
+    return read_predictions(job, name).tables
+
+
+def check_same_images(folder, ids, other, others, why, kind="images"):
+    """Raise InputError, ending in `why`, unless a run has predicted the same images as the run `other`."""
+    if differ := set(ids) ^ set(others):
+        found = f"{len(differ):,} {kind} are predicted by it or by {other} alone, such as {min(differ)}"
+        raise InputError(f"{folder}: {found}; {why}")
 
 
 def _delete_parts(job, parts):
