@@ -70,7 +70,7 @@ class FitConfig:
         check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         check(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         check(0 <= self.classic_start <= 1, f"classic_start must lie in [0, 1], not {self.classic_start}")
-        for name in ("decay", "validate_images", "weight_decay", "momentum", "clip_norm"):
+        for name in ("factor", "decay", "validate_images", "weight_decay", "momentum", "clip_norm"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         frozen, others = self.frozen_epochs, self.epochs - self.frozen_epochs
         check(0 <= frozen <= self.epochs, f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {frozen}")
@@ -108,7 +108,9 @@ class BoxConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(all(0 <= each <= 1 for each in (self.mosaic, self.mixup)), "mosaic, mixup: must lie in [0, 1]")
+        shares = (self.nms, self.min_score, self.mosaic, self.mixup)
+        check(all(0 <= each <= 1 for each in shares), "nms, min_score, mosaic, mixup: must lie in [0, 1]")
+        check(self.per_image > 0, f"per_image must be above 0, not {self.per_image}")
         check_detector(self.architecture, self.size, self.channels)
 
 
