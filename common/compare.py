@@ -175,7 +175,9 @@ def comparison_tools(recipe, config_class):
             seed: Of the bootstrap.
         """
         _check_options(out, resamples, seed)
-        check(out is None or out.resolve() != predictions.resolve(), f"--out {out}: is the table of predictions")
+        inputs = {"the table of predictions": predictions, "--labels": labels, "--list": listed, "--patients": patients}
+        for what, path in inputs.items():
+            check(None in (out, path) or out.resolve() != path.resolve(), f"--out {out}: is {what}")
         log.info(f"labels of {_describe(labels)}; predictions of {_describe(predictions)}")
         found, truth = comparison.read_predictions(predictions), comparison.read_labels(labels)
         ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
