@@ -92,20 +92,19 @@ def _write_members(job, out, files, onnx):
     found, mixing = {}, mixing_of(job)
     folders = zip(mixing.pop("folders").items(), mixing.pop("keys"), strict=True)
     for number, ((name, folder), key) in enumerate(folders):
-        prefix, more = f"{number}-", {}
+        prefix = f"{number}-"
         with open_run(job.recipe, type(job.config), folder, device="cpu") as member:
             predicted = f"{folder}: its predictions have changed since it was blended; run `blend` again"
             check((member.run.step("predict") or {}).get("key") == key, predicted)
             with tempfile.TemporaryDirectory(dir=out) as temporary:
-                found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
-                for each in found[str(number)]["files"]:
+                about = found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
+                for each in about["files"]:
                     shutil.move(Path(temporary, each), out / f"{prefix}{each}")
-            if mixing["average"] == "rank":
-                more = {f"oof{suffix}.parquet": t for suffix, t in read_predictions(member, "oof").tables.items()}
-        for each, table in more.items():
-            write_table(out / f"{prefix}{each}", table[value_columns(table)])
-            found[str(number)]["files"][each] = file_hash(out / f"{prefix}{each}")
-        files |= {f"{prefix}{each}": sha256 for each, sha256 in found[str(number)]["files"].items()}
+            for suffix, table in read_predictions(member, "oof").tables.items() if mixing["average"] == "rank" else ():
+                path = out / f"{prefix}oof{suffix}.parquet"
+                write_table(path, table[value_columns(table)])
+                about["files"][f"oof{suffix}.parquet"] = file_hash(path)
+        files |= {f"{prefix}{each}": sha256 for each, sha256 in about["files"].items()}
         log.info(f"{name}: exported as member {number}")
     return {"members": found, "mixing": mixing}
 
@@ -205,13 +204,10 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
     return infer
 
 
-@contextmanager
 def _exported_job(recipe, config_class, exported, options):
     config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
     config = recipe.use_assets(config, {name: exported.file(name) for name in exported.files})
-    with open_job(recipe, exported.preset, config, options) as job:
-        job.facts = exported.facts
-        yield job
+    return open_job(recipe, exported.preset, config, options, facts=exported.facts)
 
 
 def _predict_exported(job, exported, config_class):

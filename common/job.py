@@ -127,9 +127,8 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
         run.close()
 
 
-@contextmanager
 def open_run(recipe, config_class, folder, **options):
-    """Yield the Job of the run in `folder`, with its stored configuration and these Options.
+    """Return a context with the Job of the run in `folder`, with its stored configuration and these Options.
 
     Raises InputError if the folder is not a run of this solution, or if another process works in it.
     """
@@ -139,16 +138,15 @@ def open_run(recipe, config_class, folder, **options):
     if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
         raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
     preset = values.pop("preset", "stored")
-    with open_job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options)) as job:
-        yield job
+    return open_job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options))
 
 
 @contextmanager
-def open_job(recipe, preset, config, options):
-    """Yield the Job of these settings; Options.out is its run."""
+def open_job(recipe, preset, config, options, **more):
+    """Yield the Job of these settings and `more` of its fields; Options.out is its run."""
     device, run = distributed.start(options.device), Run(options.out)
     try:
-        job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe)
+        job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe, **more)
         job.recipe = recipe.pick(job, "export") or recipe
         yield job
     finally:
