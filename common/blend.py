@@ -4,6 +4,7 @@ The out-of-fold predictions of each fold are mixed by weights that were searched
 images by weights searched on all; rule, score, submission and page follow as in any run.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,8 +84,8 @@ def blend_tool(recipe, config_class, read):
             share: Of the submission that goes to files without training images, whose weights cannot be searched.
             weights: One per run or file, in their order, instead of a search.
         """
-        fixed = not weights or (len(weights) == len(runs) and min(weights) >= 0 and weights[0] > 0)
-        check(fixed, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
+        fits = len(weights) in (0, len(runs)) and all(0 <= each < math.inf for each in weights) and 0 not in weights[:1]
+        check(fits, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
         check(0 < share < 1, f"--share {share}: must lie between 0 and 1")
         if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= (iou or 0) <= 1:
             raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")

@@ -1,5 +1,6 @@
 """Machine and session options, which every verb of every solution takes."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class Options:
             value = getattr(self, name)
             check(value is None or value >= 1, f"{flag(name)} must be at least 1, not {value}")
         check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
-        check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
+        finite = 0 < self.pseudo_weight < math.inf
+        check(finite, f"--pseudo-weight must be a finite number above 0, not {self.pseudo_weight}")
         for name in ("pseudo_confidence", "teacher_share", "teacher_confidence"):
             check(0 < getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)}: must lie between 0 and 1")
         for name, kind in ((name, name.split("_")[0]) for name in LESSONS):
