@@ -272,13 +272,16 @@ def trainings(run):
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
 
+def refuse_trainings(job, how):
+    """Raise InputError if the run has a training, even an unfinished one, which was then trained `how`."""
+    for begun in trainings(job.run)[:1]:
+        raise InputError(f"{begun}: was trained {how}; give the run another --out, or delete the trainings in it")
+
+
 def _check_trainings(job, name, key, what="other images, labels, folds or settings of `prepare`"):
-    begun, record = trainings(job.run), job.run.step("prepare")
-    if begun and record and record.get(name) != key:
-        raise InputError(
-            f"{begun[0]}: was trained on {what}{changed_settings(job)}; "
-            "give the run another --out, or delete the trainings in it"
-        )
+    record = job.run.step("prepare")
+    if record and record.get(name) != key:
+        refuse_trainings(job, f"on {what}{changed_settings(job)}")
 
 
 def _check_decoding(job, listing):

@@ -17,7 +17,7 @@ from common import processes
 from common.blend import Member, mixing_of, write_mixed
 from common.config import digest
 from common.errors import InputError, check, log
-from common.images import trainings
+from common.images import refuse_trainings
 from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
 from common.listing import FURTHER
@@ -110,9 +110,7 @@ def _ask_teacher(job, kind, folder):
         make = partial(_predict_folds, kind, teacher, settings, key)
         step = Step(kind, make, (), lambda job: key, [f"fold{k}/{kind}/labels.parquet" for k in job.config.folds])
         if (job.run.step(kind) or {}).get("key") != digest(key_of(job, step)):
-            for begun in trainings(job.run)[:1]:
-                what = f"{begun}: was trained without {option}, or before that changed"
-                raise InputError(f"{what}; give the run another --out, or delete the trainings in it")
+            refuse_trainings(job, f"without {option}, or before that changed")
         return run_step(job, step)
 
 
