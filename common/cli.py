@@ -274,7 +274,9 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
     program, shown = f"cxr {solution} {verb} [preset]", shown | {"description": about}
     probe, _ = parse(_NoConfig(), rest, program, strict=False, **shown)
     given = {} if probe.config is None else _settings(solution, probe.config)
-    preset, base = preset or given.pop("preset", None), None
+    named = given.pop("preset", None)
+    preset = preset or named
+    base = known.get(preset) if isinstance(preset, str) else None
     if preset is None:
         stored = None if probe.out is None else probe.out / "config.json"
         if stored is None or not stored.is_file():
@@ -282,10 +284,9 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
             raise InputError(f"{unknown}name a preset ({presets}), or --out with the folder of a run")
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
-    given.pop("preset", None)
-    if base is None and preset not in (*known, *NO_PRESETS):
-        raise InputError(f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
-    base = base or known.get(preset) or from_dict(config_module.Config, given, str(probe.config))
+    elif base is None:  # the file is the configuration of a run without a preset of its own
+        check(preset in NO_PRESETS, f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
+        base = from_dict(config_module.Config, given, str(probe.config))
     return preset, update(base, given, str(probe.config)) if given else base
 
 
