@@ -217,10 +217,9 @@ def check_folds(members):
         table = member.job.images.table.query("fold >= 0")
         folds = table["fold"].groupby(table["image_id"].map(known)).unique()
         for patient, found in folds[folds.map(len) > 1].sort_index()[:1].items():
-            raise InputError(
-                f"{member.job.run.folder}: networks saw patients whose images they predict: {patient} is in the folds "
-                f"{sorted(found.tolist())}; train it with the --fold-table of a run that knows the patients"
-            )
+            saw = f"networks saw patients whose images they predict: {patient} is in the folds {sorted(found.tolist())}"
+            remedy = "train it with the --fold-table of a run that knows the patients"
+            raise InputError(f"{member.job.run.folder}: {saw}; {remedy}")
 
 
 def _predict(members, settings, job):

@@ -217,8 +217,8 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
     from common.train import distributed
 
     begun, device = time.monotonic(), distributed.start(options.device)
-    run = Run(options.out or Path("runs") / f"{solution}-{preset}", may_join=names == ("train",))
-    try:
+    folder = options.out or Path("runs") / f"{solution}-{preset}"
+    with contextlib.closing(Run(folder, may_join=names == ("train",))) as run:
         run.joined = processes.ask_main(lambda: run.joined)
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
@@ -235,8 +235,6 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)
         return job.left_out
-    finally:
-        run.close()
 
 
 def _next_command(preset, run, tools):

@@ -333,10 +333,8 @@ def with_folds(job, listing):
 
 def _with_sizes(listing, store):
     """Return the listing with the columns row, width, height and ok from the store."""
-    table = listing.table.assign(row=store.table["row"].to_numpy())
-    for name in ("width", "height", "ok"):
-        table[name] = store.table[name].to_numpy()
     first = ["image_id", "row", "width", "height", "ok"]
+    table = listing.table.assign(**{name: store.table[name].to_numpy() for name in first[1:]})
     return replace(listing, table=table[[*first, *table.columns.drop(first)]])
 
 

@@ -1,7 +1,7 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
 import json
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from common.errors import InputError, check
 from common.images import SAMPLE, open_images, trainings
 from common.options import Options
 from common.paths import copy_file, read_json, write_json
+from common.predictions import prediction_files
 from common.runs import Run
 from common.step import is_current
 from common.train import distributed
@@ -54,15 +55,15 @@ class Job:
         steps = self.recipe.steps()
         predict, tune = steps["predict"], steps["tune"]
         if self.is_blend:
-            names = partial(lambda of, job: (*of(job), "blend.csv"), predict.files)
-            found = replace(predict, reads=lambda job: job.run.step("blend")["key"], files=names)
-            return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (found, steps["find_lr"])}
-        if self.run.step("refit") is None:
+            mixed = replace(predict, reads=lambda job: job.run.step("blend")["key"])
+            derived = [replace(mixed, files=lambda job: (*predict.files(job), "blend.csv"))]
+        elif self.run.step("refit") is not None:
+            copied = replace(tune, reads=lambda job: job.run.step("refit")["key"], needs=())
+            copied = replace(copied, files=("tuned.json", "score.json"))
+            derived = [replace(predict, files=partial(prediction_files, names=["test"])), copied]
+        else:
             return steps
-        tests = partial(lambda of, job: tuple(name for name in of(job) if name.startswith("test")), predict.files)
-        copied = {"reads": lambda job: job.run.step("refit")["key"], "needs": (), "files": ("tuned.json", "score.json")}
-        found = replace(predict, files=tests), replace(tune, **copied), steps["find_lr"]
-        return steps | {step.name: replace(step, make=Job.refuse_derived) for step in found}
+        return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (*derived, steps["find_lr"])}
 
     @property
     def is_blend(self):
@@ -108,8 +109,7 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
 
     Raises InputError if it holds another run.
     """
-    run = Run(out)
-    try:
+    with closing(Run(out)) as run:
         steps, prepared = run.manifest.get("steps", {}), job.run.step("prepare")
         check(not steps or kind in steps, f"--out {out}: holds a run that is no {kind}; name a new folder")
         before, settings = steps.get(kind, {}), json.loads(json.dumps(about.get("settings")))
@@ -123,8 +123,6 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
         write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
         run.record(kind, key, **about)
         run.write_config(job.solution, kind, config)
-    finally:
-        run.close()
 
 
 def open_run(recipe, config_class, folder, **options):
@@ -144,10 +142,8 @@ def open_run(recipe, config_class, folder, **options):
 @contextmanager
 def open_job(recipe, preset, config, options, **more):
     """Yield the Job of these settings and `more` of its fields; Options.out is its run."""
-    device, run = distributed.start(options.device), Run(options.out)
-    try:
+    device = distributed.start(options.device)
+    with closing(Run(options.out)) as run:
         job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe, **more)
         job.recipe = recipe.pick(job, "export") or recipe
         yield job
-    finally:
-        run.close()

@@ -36,10 +36,10 @@ def prediction_key(job):
     return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]
 
 
-def prediction_files(job, name):
-    """Return the file names of the predictions `name`, oof or test."""
-    tables = [f"{name}{suffix}.parquet" for suffix in job.recipe.suffixes(job.config)]
-    return (*tables, *[f"{name}_probs{job.run.maps(name).suffix}"] * job.recipe.maps)
+def prediction_files(job, names):
+    """Return the file names of predictions, such as oof and test: their tables and maps."""
+    tables = [f"{name}{suffix}.parquet" for name in names for suffix in job.recipe.suffixes(job.config)]
+    return (*tables, *(f"{name}_probs{job.run.maps(name).suffix}" for name in names if job.recipe.maps))
 
 
 def predict_all(job):
@@ -87,7 +87,7 @@ def predict_part(job, name, folds, rows, fold=-1):
                 write_table(job.run.path(f"{name}{suffix}.parquet"), table)
 
     reads = job.steps["predict"].reads
-    run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, name)))
+    run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, [name])))
     return read_predictions(job, name).tables
 
 
@@ -102,8 +102,8 @@ def _delete_parts(job, parts):
     """Delete per-fold parts that are no longer needed."""
     for part in parts:
         job.run.forget(f"predict {part}")
-        for name in prediction_files(job, part):
-            job.run.path(name).unlink(missing_ok=True)
+    for name in prediction_files(job, parts):
+        job.run.path(name).unlink(missing_ok=True)
 
 
 def read_predictions(job, name):

@@ -125,12 +125,8 @@ class Solution:
 
     def steps(self):
         """Return every Step by its name."""
-        predicted = Step(
-            "predict",
-            predict_all,
-            reads=prediction_key,
-            files=lambda job: (*prediction_files(job, "oof"), *prediction_files(job, "test")),
-        )
+        files = partial(prediction_files, names=("oof", "test"))
+        predicted = Step("predict", predict_all, reads=prediction_key, files=files)
         tuned = Step(
             "tune",
             tune,

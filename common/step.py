@@ -63,7 +63,7 @@ def changed_settings(job):
     path = job.run.path("config.json")
     stored = read_json(path) if path.is_file() else None
     before = dict(flatten(stored)) if isinstance(stored, dict) else {}
-    pairs = [(name, before.get(name, value), value) for name, value in flatten(to_dict(job.config))] if before else []
+    pairs = [(name, before.get(name, value), value) for name, value in flatten(to_dict(job.config))]
     changed = [f"--{name.replace('_', '-')} was {old}, now {new}" for name, old, new in pairs if old != new]
     return f" ({', '.join(changed)})" if changed else ""
 
