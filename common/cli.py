@@ -251,15 +251,16 @@ class _NoConfig:
 
 def _overview(solution, config_module, verbs, tools):
     """Return the help of a solution: a line for each verb, preset and tool."""
-    presets = {name: "" for name in config_module.PRESETS} | ABOUT | getattr(config_module, "ABOUT", {})
+    about = ABOUT | getattr(config_module, "ABOUT", {})
+    presets = {name: about.get(name, "") for name in config_module.PRESETS}
     lines = [f"usage: cxr {solution} <verb> [preset] [options]", f"       cxr {solution} <tool> [inputs] [options]"]
     for title, named in (
         ("verbs", verbs),
-        (f"presets (all settings: cxr {solution} run <preset> --help)", config_module.PRESETS),
+        (f"presets (all settings: cxr {solution} run <preset> --help)", presets),
         (f"tools, which need no run (options: cxr {solution} <tool> --help)", tools),
     ):
         width = 2 + max(map(len, named), default=0)
-        lines += [f"{title}:", *(f"  {name:{width}}{(verbs | presets | tools)[name]}".rstrip() for name in named)]
+        lines += [f"{title}:", *(f"  {name:{width}}{text}".rstrip() for name, text in named.items())]
     return "\n".join(lines)
 
 

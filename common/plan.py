@@ -319,7 +319,7 @@ def find_problems(job, machine, stages, disk):
 
 def _smaller_batch(stage, machine):
     """Return the options under which a step of the stage fits, with as many images per optimizer step."""
-    batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / stage.cost.each)
+    batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / max(stage.cost.each, 1e-9))
     if fits > 0 and not stage.cost.whole:
         return f"--micro-batch {fits} would fit, with the same gradients"
     smaller = max((size for size in range(1, min(fits, batch - 1) + 1) if batch % size == 0), default=0)

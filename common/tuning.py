@@ -59,7 +59,7 @@ class Rule:
         grid = probs if self.at_network else resize_mask_probs(probs, size)
         if self.expected:
             counts = np.bincount(grid.reshape(-1), minlength=256)[None]
-            level = best_levels(counts, np.array([gate_prob]), self.expected)[0]
+            level = best_levels(counts, None if gate_prob is None else np.array([gate_prob]), self.expected)[0]
             if level < 0:
                 return np.zeros(size, np.uint8)
             return replace(self, pixel=LEVELS[level], expected=0.0).apply(probs, gate_prob, size, connectivity)
