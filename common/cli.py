@@ -174,6 +174,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
     options, config = parse(base, rest, f"cxr {solution} {verb} {preset}", **shown)
     check_special(options, verb, takes, solution)
+    options = dataclasses.replace(options, out=options.out or Path("runs") / f"{solution}-{preset}")
     if preset != "refit" and (n_folds := getattr(config, "n_folds", None)) in getattr(config, "folds", ()):
         raise InputError(f"folds {config.folds}: must be distinct and between 0 and {n_folds - 1}")
     if verb in more:
@@ -183,7 +184,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if not options.seeds and not on_all:
         return call(config, options, load_verbs, tools)
     _require_one_process("run --folds all" if on_all else "run --seeds")
-    out, begun = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic()
+    out, begun = options.out, time.monotonic()
 
     def left():
         return options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
@@ -217,8 +218,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
     from common.train import distributed
 
     begun, device = time.monotonic(), distributed.start(options.device)
-    folder = options.out or Path("runs") / f"{solution}-{preset}"
-    with contextlib.closing(Run(folder, may_join=names == ("train",))) as run:
+    with contextlib.closing(Run(options.out, may_join=names == ("train",))) as run:
         run.joined = processes.ask_main(lambda: run.joined)
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))

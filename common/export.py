@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -179,27 +179,26 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
             workers: Processes that read images (default: one per core).
         """
         check(not sizes or takes_sizes, f"--sizes does not apply to {recipe.name}")
-        if (trained / "config.json").is_file():
-            with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        with ExitStack() as stack:
+            if (trained / "config.json").is_file():
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="export-"))
                 with open_run(recipe, config_class, trained, device=device) as job:
-                    write_trained(job, folder)
-                given = {"data": data, "test": test, "out": out, "work": work, "sizes": sizes, "device": device}
-                return infer(Path(folder), on_bad_image=on_bad_image, workers=workers, **given)
-        repo = repo_of(trained)
-        exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
-        out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
-        check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
-        check_device(device)
-        device = str(distributed.start(device))  # under torchrun, all processes share the images
-        with _work_folder(work) as folder:
+                    trained = write_trained(job, folder)
+            repo = repo_of(trained)
+            exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
+            out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
+            check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
+            check_device(device)
+            device = str(distributed.start(device))  # under torchrun, all processes share the images
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
+            folder = stack.enter_context(_work_folder(work))
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
-            with _exported_job(recipe, config_class, exported, options) as job:
-                images = _predict_exported(job, exported, config_class)
-                if not processes.is_main():
-                    return 0
-                log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)}")
-                return max(job.left_out, int((~images.table["ok"]).sum()))
+            job = stack.enter_context(_exported_job(recipe, config_class, exported, options))
+            images = _predict_exported(job, exported, config_class)
+            if not processes.is_main():
+                return 0
+            log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)}")
+            return max(job.left_out, int((~images.table["ok"]).sum()))
 
     return infer
 
