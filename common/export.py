@@ -188,6 +188,8 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
             exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
             out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
             check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
+            inputs = [path.resolve() for path in (test, *sizes) if path is not None]
+            check(out.resolve() not in inputs, f"--out {out}: is an input, which would be overwritten")
             check_device(device)
             device = str(distributed.start(device))  # under torchrun, all processes share the images
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}

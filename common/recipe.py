@@ -142,9 +142,9 @@ class Solution:
     def verbs(self):
         """Return the functions of all verbs by name; each takes a Job."""
         parts = {function.__name__: (function,) for function in (prepare, train, score, report, plan)}
-        parts |= {name: (partial(run_named, name),) for name in ("predict", "tune", "submit")}
+        parts |= {name: (partial(_run_named, name),) for name in ("predict", "tune", "submit")}
         for name in ("find_lr", *(one.name for one in self.further_steps)):
-            parts[name] = partial(run_named, name), write_page
+            parts[name] = partial(_run_named, name), write_page
         parts |= {name: (function, write_page) for name, function in self.further_verbs.items()}
         return {name: partial(self._run_verb, name, functions) for name, functions in parts.items()}
 
@@ -154,7 +154,7 @@ class Solution:
             function(job)
 
 
-def run_named(name, job):
+def _run_named(name, job):
     """Run a step of the job's Solution by its name."""
     run_step(job, job.steps[name])
     job.keep_config()
