@@ -213,7 +213,7 @@ def _exported_job(recipe, config_class, exported, options):
 
 def _predict_exported(job, exported, config_class):
     """Predict test images with an export's networks (for a blend, mix its members' predictions); return the Images."""
-    images = job.images = processes.ask_main(lambda: prepare_test(job, job.recipe))
+    images = job.images = processes.ask_main(lambda: prepare_test(job))
     if not exported.members:
         processes.ask_main(lambda: exported.link(job.run))
         predict_test(job)

@@ -193,11 +193,12 @@ def prepare_images(job, recipe, announce=None):
     return job.images
 
 
-def prepare_test(job, recipe):
+def prepare_test(job):
     """Decode only the test images, without labels or folds; return their Images, which become the job's.
 
     Their `about` is added to that of the run's Images, which is part of an export (`job.facts`).
     """
+    recipe = job.recipe
     listing = recipe.read_test(job)
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)

@@ -184,10 +184,10 @@ def save_memory(job, network, model):
         checkpoint_backbone(model)
 
 
-def check_initial_weights(job, networks):
+def check_initial_weights(job):
     """Raise InputError, naming the option, if the pretrained weights of a future training cannot be loaded."""
     checked, begun = set(), trainings(job.run)
-    for network in networks:
+    for network in job.recipe.networks(job):
         config = network.config
         if network.folder(job.run) in begun or network.starts_from is not None or not hasattr(config, "weights"):
             continue

@@ -22,7 +22,7 @@ import pandas as pd
 from common.blend import mixing_of
 from common.config import BoxConfig, digest
 from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
-from common.errors import InputError, log
+from common.errors import InputError, check, log
 from common.images import decode, prepare_images, with_folds
 from common.infer import tta
 from common.job import open_run
@@ -103,8 +103,7 @@ def plan(job):
     teachers_of(job)  # refuses what is no run before anything is decoded
     found = estimate(job, job.recipe.read(job))
     print(json.dumps(as_dict(found), indent=1) if job.options.json else describe(job, found))
-    if found.problems:
-        raise InputError("; ".join(found.problems))
+    check(not found.problems, "; ".join(found.problems))
 
 
 def announce(job, listing):

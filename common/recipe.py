@@ -169,7 +169,7 @@ def prepare(job):
     def make():
         job.refuse_derived()
         name_teachers(job)
-        networks_of.check_initial_weights(job, job.recipe.networks(job))
+        networks_of.check_initial_weights(job)
         prepare_images(job, job.recipe, announce)
 
     processes.ask_main(make)
@@ -184,7 +184,7 @@ def train(job):
     name_teachers(job)
     job.recipe.before_training(job)
     job.lessons = find_lessons(job)
-    networks_of.check_initial_weights(job, job.recipe.networks(job))
+    networks_of.check_initial_weights(job)
     train_all(job, job.recipe.networks(job))
 
 
