@@ -276,13 +276,14 @@ def trainings(run):
 def refuse_trainings(job, how):
     """Raise InputError if the run has a training, even an unfinished one, which was then trained `how`."""
     for begun in trainings(job.run)[:1]:
-        raise InputError(f"{begun}: was trained {how}; give the run another --out, or delete the trainings in it")
+        remedy = "give the run another --out, or delete the trainings in it"
+        raise InputError(f"{begun}: was trained {how}{changed_settings(job)}; {remedy}")
 
 
 def _check_trainings(job, name, key, what="other images, labels, folds or settings of `prepare`"):
     record = job.run.step("prepare")
     if record and record.get(name) != key:
-        refuse_trainings(job, f"on {what}{changed_settings(job)}")
+        refuse_trainings(job, f"on {what}")
 
 
 def _check_decoding(job, listing):

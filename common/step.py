@@ -10,10 +10,11 @@ from functools import cache
 
 from common import processes
 from common.config import digest, file_hash, flatten, to_dict
-from common.errors import InputError, check, log
+from common.errors import InputError, log
 from common.paths import read_json
 
 LARGE = 10**8  # bytes; for larger files, only the size is compared
+OUTDATED = "is out of date"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def key_of(job, step):
 
 def require(job, step):
     """Return the manifest's record of a step. Raises InputError naming the verb if the step is not current."""
-    problem = _find_problem(job, step, key_of(job, step))
-    check(not problem, f"{job.run.folder}: `{step.name}` {problem}; run the verb `{step.name}` (or `run` for all)")
+    if problem := _find_problem(job, step, key_of(job, step)):
+        problem += changed_settings(job) if problem == OUTDATED else ""
+        raise InputError(f"{job.run.folder}: `{step.name}` {problem}; run the verb `{step.name}` (or `run` for all)")
     return job.run.step(step.name)
 
 
@@ -52,7 +54,7 @@ def _find_problem(job, step, key):
     if record is None:
         return "has no result yet"
     if record["key"] != digest(key):
-        return f"is out of date{changed_settings(job)}"
+        return OUTDATED
     made = record.get("made", {})  # `submit` leaves no file if there are no test images
     changed = [name for name, stamp in _stamps(job, step).items() if made.get(name, "") != stamp]
     return f"left {changed[0]}, which is missing or damaged" if changed else ""
@@ -63,7 +65,7 @@ def changed_settings(job):
     path = job.run.path("config.json")
     stored = read_json(path) if path.is_file() else None
     before = dict(flatten(stored)) if isinstance(stored, dict) else {}
-    pairs = [(name, before.get(name, value), value) for name, value in flatten(to_dict(job.config))]
+    pairs = [(name, before.get(name, value), value) for name, value in flatten(to_dict(job.config))] if before else []
     changed = [f"--{name.replace('_', '-')} was {old}, now {new}" for name, old, new in pairs if old != new]
     return f" ({', '.join(changed)})" if changed else ""
 
