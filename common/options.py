@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -86,20 +86,20 @@ class Options:
             require_extra(self.log_to, f"--log-to {self.log_to}")
 
 
+def flag(name):
+    """Return how an option is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options that only some solutions have
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", "halve_jpeg2000", *SPECIAL)  # of `prepare`
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
-FLAGS = ("--kaggle", "--json", "--grad-checkpointing", "--halve-jpeg2000")  # options without a value
+FLAGS = tuple(flag(field.name) for field in fields(Options) if field.type is bool)  # options without a value
 MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
 LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share", "teacher_confidence")
 TRAINING = ("log_to", "devices_per_training", *MEMORY, *LESSONS)  # options that only trainings read
 NO_TRAINING = ("prepare", "find_lr", "predict", "tune", "score", "submit", "report")
 NO_NETWORK = ("tune", "score", "submit")
-
-
-def flag(name):
-    """Return how an option is written on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def hidden_options(verb, takes):
