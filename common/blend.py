@@ -4,6 +4,7 @@ The out-of-fold predictions of each fold are mixed by weights that were searched
 images by weights searched on all; rule, score, submission and page follow as in any run.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.infer import mixing
 from common.job import derive_run, open_run
 from common.paths import write_csv, write_table
 from common.post.boxes import unpack_boxes
-from common.predictions import Predicted, predicting_networks, read_predictions
+from common.predictions import Predicted, check_same_images, predicting_networks, read_predictions
 from common.runs import start_log
 from common.step import file_stamp, require, run_step
 from common.tuning import halve
@@ -83,8 +84,8 @@ def blend_tool(recipe, config_class, read):
             share: Of the submission that goes to files without training images, whose weights cannot be searched.
             weights: One per run or file, in their order, instead of a search.
         """
-        fixed = not weights or (len(weights) == len(runs) and min(weights) >= 0 and weights[0] > 0)
-        check(fixed, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
+        fits = len(weights) in (0, len(runs)) and all(0 <= each < math.inf for each in weights) and 0 not in weights[:1]
+        check(fits, f"--weights {' '.join(map(str, weights))}: needs one per run, none negative, the first above 0")
         check(0 < share < 1, f"--share {share}: must lie between 0 and 1")
         if len({folder.resolve() for folder in (*runs, out)}) < max(3, len(runs) + 1) or not 0 <= (iou or 0) <= 1:
             raise InputError("a blend takes two or more different runs, another --out, and an --iou in [0, 1]")
@@ -189,17 +190,14 @@ def check_same(first, other):
     """Raise InputError unless two Members predicted the same images, with the same labels and classes."""
     mine, where = first.job.run.folder, other.job.run.folder
     tests = [each.job.images.ids(each.job.images.rows("test")) for each in (first, other)]
-    for kind, one, two in (("training", first.ids, other.ids), ("test", *tests)):
-        if differ := set(one) ^ set(two):
-            found = f"{len(differ):,} {kind} images are predicted by it or by {mine} alone, such as {min(differ)}"
-            raise InputError(f"{where}: {found}; a blend needs the same images")
+    for kind, one, two in (("training images", first.ids, other.ids), ("test images", *tests)):
+        check_same_images(where, two, mine, one, "a blend needs the same images", kind)
     forms, wanted = [], list(first.predicted["oof"].tables)
     for each in (first, other):
         oof, classes = each.predicted["oof"], each.job.images.about.get("classes")
         shape = getattr(oof.maps, "shape", ())[1:-2]
         forms.append([each.job.recipe.metric, classes, shape, [name for name in wanted if name in oof.tables]])
-    if forms[0] != forms[1]:
-        raise InputError(f"{where}: predicts something else than {mine}: {forms[1]}, not {forms[0]}")
+    check(forms[0] == forms[1], f"{where}: predicts something else than {mine}: {forms[1]}, not {forms[0]}")
     tables = [each.job.images.table.set_index("image_id").loc[[*first.ids, *tests[0]]] for each in (first, other)]
     for column in tables[0].columns.intersection(tables[1].columns).difference(OWN):
         one, two = (table[column].astype(str).fillna("") for table in tables)
@@ -219,10 +217,9 @@ def check_folds(members):
         table = member.job.images.table.query("fold >= 0")
         folds = table["fold"].groupby(table["image_id"].map(known)).unique()
         for patient, found in folds[folds.map(len) > 1].sort_index()[:1].items():
-            raise InputError(
-                f"{member.job.run.folder}: networks saw patients whose images they predict: {patient} is in the folds "
-                f"{sorted(found.tolist())}; train it with the --fold-table of a run that knows the patients"
-            )
+            saw = f"networks saw patients whose images they predict: {patient} is in the folds {sorted(found.tolist())}"
+            remedy = "train it with the --fold-table of a run that knows the patients"
+            raise InputError(f"{member.job.run.folder}: {saw}; {remedy}")
 
 
 def _predict(members, settings, job):
@@ -241,9 +238,7 @@ def _predict(members, settings, job):
     mixed = settings | {"names": names, "runs": [each.name for each in searched], "weights": by_part}
     write_mixed(job, searched, "oof", mixed, dict(zip(ids.tolist(), parts.tolist(), strict=True)))
     if fixed:
-        of_fixed = [
-            each.name if "x_min" not in each.predicted["test"].table else f"{each.name}: boxes" for each in fixed
-        ]
+        of_fixed = [each.name + ": boxes" * ("x_min" in each.predicted["test"].table) for each in fixed]
         by_part["None"], share = _add_fixed(weights[None], [given.get(each.name) for each in fixed], settings["share"])
         mixed |= {"names": [*names, *of_fixed], "runs": [*mixed["runs"], *(each.name for each in fixed)]}
         table = pd.concat([table, pd.DataFrame({"member": of_fixed})], ignore_index=True)

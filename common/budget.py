@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from common import processes
 
+LONGEST = 1e9  # seconds of a timer; systems refuse longer ones
+
 
 class Stopped(KeyboardInterrupt):
     """The command stopped on purpose with everything saved; the same command continues."""
@@ -52,7 +54,7 @@ class Budget:
                 hook(ignored)
 
         sys.unraisablehook = once_more
-        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.deadline - time.monotonic()))
+        signal.setitimer(signal.ITIMER_REAL, min(max(1e-3, self.deadline - time.monotonic()), LONGEST))
         try:
             yield
         finally:

@@ -174,6 +174,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     preset, base = _base_config(solution, config_module, verb, preset, rest, shown)
     options, config = parse(base, rest, f"cxr {solution} {verb} {preset}", **shown)
     check_special(options, verb, takes, solution)
+    options = dataclasses.replace(options, out=options.out or Path("runs") / f"{solution}-{preset}")
     if preset != "refit" and (n_folds := getattr(config, "n_folds", None)) in getattr(config, "folds", ()):
         raise InputError(f"folds {config.folds}: must be distinct and between 0 and {n_folds - 1}")
     if verb in more:
@@ -183,8 +184,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if not options.seeds and not on_all:
         return call(config, options, load_verbs, tools)
     _require_one_process("run --folds all" if on_all else "run --seeds")
-    out, begun, folders = options.out or Path("runs") / f"{solution}-{preset}", time.monotonic(), []
-    left_out = 0
+    out, begun = options.out, time.monotonic()
 
     def left():
         return options.hours and max(1e-3, options.hours - (time.monotonic() - begun) / 3600)
@@ -192,10 +192,10 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
     if on_all:
         source = out.with_name(f"{out.name}-folds")
         left_out = call(config, dataclasses.replace(options, out=source), load_verbs, tools)
-        machine = {"hours": left(), "device": options.device, "workers": options.workers}
-        machine |= {name: getattr(options, name) for name in MEMORY}
-        load_tools("refit")["refit"](source, out=out, **machine)
+        machine = {name: getattr(options, name) for name in ("device", "workers", *MEMORY)}
+        load_tools("refit")["refit"](source, out=out, hours=left(), **machine)
         return left_out
+    left_out, folders = 0, []
     for seed in options.seeds:
         one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left())
         if folders and options.fold_table is None:
@@ -218,8 +218,7 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
     from common.train import distributed
 
     begun, device = time.monotonic(), distributed.start(options.device)
-    run = Run(options.out or Path("runs") / f"{solution}-{preset}", may_join=names == ("train",))
-    try:
+    with contextlib.closing(Run(options.out, may_join=names == ("train",))) as run:
         run.joined = processes.ask_main(lambda: run.joined)
         start_log(run.path("log.txt") if processes.is_main() else None)
         job = Job(solution, preset, config, options, run, device, Budget(options.hours))
@@ -236,8 +235,6 @@ def _call_verbs(names, solution, preset, config, options, load_verbs, tools):
             took = timedelta(seconds=round(time.monotonic() - begun))
             log.info(f"done in {took}; next: cxr {solution} {_next_command(preset, run, tools)}", extra=FINISHED)
         return job.left_out
-    finally:
-        run.close()
 
 
 def _next_command(preset, run, tools):
@@ -254,15 +251,16 @@ class _NoConfig:
 
 def _overview(solution, config_module, verbs, tools):
     """Return the help of a solution: a line for each verb, preset and tool."""
-    presets = {name: "" for name in config_module.PRESETS} | ABOUT | getattr(config_module, "ABOUT", {})
+    about = ABOUT | getattr(config_module, "ABOUT", {})
+    presets = {name: about.get(name, "") for name in config_module.PRESETS}
     lines = [f"usage: cxr {solution} <verb> [preset] [options]", f"       cxr {solution} <tool> [inputs] [options]"]
     for title, named in (
         ("verbs", verbs),
-        (f"presets (all settings: cxr {solution} run <preset> --help)", config_module.PRESETS),
+        (f"presets (all settings: cxr {solution} run <preset> --help)", presets),
         (f"tools, which need no run (options: cxr {solution} <tool> --help)", tools),
     ):
         width = 2 + max(map(len, named), default=0)
-        lines += [f"{title}:", *(f"  {name:{width}}{(verbs | presets | tools)[name]}".rstrip() for name in named)]
+        lines += [f"{title}:", *(f"  {name:{width}}{text}".rstrip() for name, text in named.items())]
     return "\n".join(lines)
 
 
@@ -275,7 +273,9 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
     program, shown = f"cxr {solution} {verb} [preset]", shown | {"description": about}
     probe, _ = parse(_NoConfig(), rest, program, strict=False, **shown)
     given = {} if probe.config is None else _settings(solution, probe.config)
-    preset, base = preset or given.pop("preset", None), None
+    named = given.pop("preset", None)
+    preset = preset or named
+    base = known.get(preset) if isinstance(preset, str) else None
     if preset is None:
         stored = None if probe.out is None else probe.out / "config.json"
         if stored is None or not stored.is_file():
@@ -283,10 +283,9 @@ def _base_config(solution, config_module, verb, preset, rest, shown):
             raise InputError(f"{unknown}name a preset ({presets}), or --out with the folder of a run")
         values = _settings(solution, stored)
         preset, base = values.pop("preset", "stored"), from_dict(config_module.Config, values, str(stored))
-    given.pop("preset", None)
-    if base is None and preset not in (*known, *NO_PRESETS):
-        raise InputError(f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
-    base = base or known.get(preset) or from_dict(config_module.Config, given, str(probe.config))
+    elif base is None:  # the file is the configuration of a run without a preset of its own
+        check(preset in NO_PRESETS, f"{probe.config}: {preset!r} is not a preset of {solution}: {presets}")
+        base = from_dict(config_module.Config, given, str(probe.config))
     return preset, update(base, given, str(probe.config)) if given else base
 
 

@@ -21,6 +21,7 @@ from common.metrics.detection import evaluate, resample_aps
 from common.metrics.statistics import interval, interval_with_p, resample
 from common.paths import write_csv
 from common.post.boxes import unpack_boxes
+from common.predictions import check_same_images
 from common.report import page, plots
 from common.step import require
 
@@ -174,7 +175,9 @@ def comparison_tools(recipe, config_class):
             seed: Of the bootstrap.
         """
         _check_options(out, resamples, seed)
-        check(out is None or out.resolve() != predictions.resolve(), f"--out {out}: is the table of predictions")
+        inputs = {"the table of predictions": predictions, "--labels": labels, "--list": listed, "--patients": patients}
+        for what, path in inputs.items():
+            check(None in (out, path) or out.resolve() != path.resolve(), f"--out {out}: is {what}")
         log.info(f"labels of {_describe(labels)}; predictions of {_describe(predictions)}")
         found, truth = comparison.read_predictions(predictions), comparison.read_labels(labels)
         ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
@@ -239,12 +242,8 @@ def _read_runs(recipe, config_class, runs, split):
 
 def _check_same(folder, found, other, first):
     check(len(found), f"{folder}: its images have no labels (--split oof: the training images, out of fold)")
-    differ = set(first["image_id"]) ^ set(found["image_id"])
-    if differ:
-        raise InputError(
-            f"{folder}: {len(differ):,} images are predicted by it or by {other} alone, such as {min(differ)}; "
-            "only runs on the same images can be compared"
-        )
+    why = "only runs on the same images can be compared"
+    check_same_images(folder, found["image_id"], other, first["image_id"], why)
     for column in ("truth", "patient_id"):
         for image_id in first["image_id"][first[column] != found[column]][:1]:
             raise InputError(f"{folder}: another {column} of {image_id} than in {other}")

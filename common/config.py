@@ -70,16 +70,16 @@ class FitConfig:
         check(0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}")
         check(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         check(0 <= self.classic_start <= 1, f"classic_start must lie in [0, 1], not {self.classic_start}")
-        for name in ("decay", "validate_images", "weight_decay", "momentum", "clip_norm"):
+        for name in ("factor", "decay", "validate_images", "weight_decay", "momentum", "clip_norm"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
-        if not 0 <= self.frozen_epochs <= self.epochs:
-            raise InputError(f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {self.frozen_epochs}")
-        if self.cycles > 1 and (self.schedule in ("step", "plateau") or self.cycles > self.epochs - self.frozen_epochs):
-            what = f"the schedule {self.schedule} with {self.epochs - self.frozen_epochs} epochs after the frozen ones"
-            raise InputError(f"cycles: {what} cannot have {self.cycles} cycles")
+        frozen, others = self.frozen_epochs, self.epochs - self.frozen_epochs
+        check(0 <= frozen <= self.epochs, f"frozen_epochs must lie between 0 and epochs ({self.epochs}), not {frozen}")
+        fits = self.cycles == 1 or (self.schedule not in ("step", "plateau") and self.cycles <= others)
+        what = f"the schedule {self.schedule} with {others} epochs after the frozen ones"
+        check(fits, f"cycles: {what} cannot have {self.cycles} cycles")
         check(self.averaging, "averaging must name at least one of last, best, best_k, window, classic, ema")
-        if self.keep != "highest" and self.keep not in self.averaging:
-            raise InputError(f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
+        kept = self.keep in ("highest", *self.averaging)
+        check(kept, f"keep {self.keep!r} is not among averaging: {', '.join(self.averaging)}")
 
     @property
     def chooses_epoch(self):
@@ -108,7 +108,9 @@ class BoxConfig(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check(all(0 <= each <= 1 for each in (self.mosaic, self.mixup)), "mosaic, mixup: must lie in [0, 1]")
+        shares = (self.nms, self.min_score, self.mosaic, self.mixup)
+        check(all(0 <= each <= 1 for each in shares), "nms, min_score, mosaic, mixup: must lie in [0, 1]")
+        check(self.per_image > 0, f"per_image must be above 0, not {self.per_image}")
         check_detector(self.architecture, self.size, self.channels)
 
 

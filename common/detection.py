@@ -74,11 +74,11 @@ def gate_network(fold, stage, config, labels, rows=other_folds, augmentation=lig
         weights = config.weights if weights is None else weights
         return models.classifier(config.backbone, n_outputs, weights, frozen_norms=config.frozen_norms)
 
-    how = {"loss": bce, "rows": rows, "activation": torch.Tensor.float}
+    def figures(job, probs, rows):
+        return gate_figures(np.reshape(labels(job.images, rows), (len(rows), -1))[:, 0], probs)
+
+    how = {"loss": bce, "figures": figures, "rows": rows, "activation": torch.Tensor.float}
     how["measure"] = lambda output, target: tta.sigmoid(output)[:, 0]
-    how["figures"] = lambda job, probs, rows: gate_figures(
-        np.reshape(labels(job.images, rows), (len(rows), -1))[:, 0], probs
-    )
     return Network(fold, stage, config, build, dataset, **how)
 
 

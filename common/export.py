@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from common.job import open_job, open_run
 from common.nn.detectors import Detector
 from common.nn.onnx import write_onnx
 from common.options import Options, check_device
-from common.paths import atomic_path, read_json, read_parquet, write_json, write_table
+from common.paths import copy_file, read_json, read_parquet, write_json, write_table
 from common.predictions import Predicted, predict_test, predicting_networks, read_predictions
 from common.recipe import neutral_of, read_rule, read_score, write_answer
 from common.step import require
@@ -65,8 +65,7 @@ def write_trained(job, out, onnx=False, as_member=False, coco=False):
     write_json(out / ABOUT, {**about, "files": dict.fromkeys(written, ""), "rule": {}, "incomplete": True})
     files = {}
     for name, path in sources.items():
-        with atomic_path(out / name) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_file(path, out / name)
         files[name] = file_hash(out / name)
     for name, one in networks.items() if onnx else ():
         path = out / f"{name}.onnx"
@@ -93,20 +92,19 @@ def _write_members(job, out, files, onnx):
     found, mixing = {}, mixing_of(job)
     folders = zip(mixing.pop("folders").items(), mixing.pop("keys"), strict=True)
     for number, ((name, folder), key) in enumerate(folders):
-        prefix, more = f"{number}-", {}
+        prefix = f"{number}-"
         with open_run(job.recipe, type(job.config), folder, device="cpu") as member:
             predicted = f"{folder}: its predictions have changed since it was blended; run `blend` again"
             check((member.run.step("predict") or {}).get("key") == key, predicted)
             with tempfile.TemporaryDirectory(dir=out) as temporary:
-                found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
-                for each in found[str(number)]["files"]:
+                about = found[str(number)] = read_json(write_trained(member, temporary, onnx, True) / ABOUT)
+                for each in about["files"]:
                     shutil.move(Path(temporary, each), out / f"{prefix}{each}")
-            if mixing["average"] == "rank":
-                more = {f"oof{suffix}.parquet": t for suffix, t in read_predictions(member, "oof").tables.items()}
-        for each, table in more.items():
-            write_table(out / f"{prefix}{each}", table[value_columns(table)])
-            found[str(number)]["files"][each] = file_hash(out / f"{prefix}{each}")
-        files |= {f"{prefix}{each}": sha256 for each, sha256 in found[str(number)]["files"].items()}
+            for suffix, table in read_predictions(member, "oof").tables.items() if mixing["average"] == "rank" else ():
+                path = out / f"{prefix}oof{suffix}.parquet"
+                write_table(path, table[value_columns(table)])
+                about["files"][f"oof{suffix}.parquet"] = file_hash(path)
+        files |= {f"{prefix}{each}": sha256 for each, sha256 in about["files"].items()}
         log.info(f"{name}: exported as member {number}")
     return {"members": found, "mixing": mixing}
 
@@ -181,43 +179,41 @@ def infer_tool(recipe, config_class, takes_sizes=False, hide_sizes=False):
             workers: Processes that read images (default: one per core).
         """
         check(not sizes or takes_sizes, f"--sizes does not apply to {recipe.name}")
-        if (trained / "config.json").is_file():
-            with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        with ExitStack() as stack:
+            if (trained / "config.json").is_file():
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="export-"))
                 with open_run(recipe, config_class, trained, device=device) as job:
-                    write_trained(job, folder)
-                given = {"data": data, "test": test, "out": out, "work": work, "sizes": sizes, "device": device}
-                return infer(Path(folder), on_bad_image=on_bad_image, workers=workers, **given)
-        repo = repo_of(trained)
-        exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
-        out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
-        check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
-        check_device(device)
-        device = str(distributed.start(device))  # under torchrun, all processes share the images
-        with _work_folder(work) as folder:
+                    trained = write_trained(job, folder)
+            repo = repo_of(trained)
+            exported = Trained.open(fetch(repo) if repo else trained, recipe.name)
+            out = out or (WORKING if WORKING.is_dir() else Path()) / "submission.csv"
+            check(not out.is_dir(), f"--out {out}: a folder; name the submission's file")
+            inputs = [path.resolve() for path in (test, *sizes) if path is not None]
+            check(out.resolve() not in inputs, f"--out {out}: is an input, which would be overwritten")
+            check_device(device)
+            device = str(distributed.start(device))  # under torchrun, all processes share the images
             given = {"data": data, "test": test, "sizes": sizes, "device": device, "workers": workers}
+            folder = stack.enter_context(_work_folder(work))
             options = Options(out=folder, store=folder / "stores", on_bad_image=on_bad_image, **given)
-            with _exported_job(recipe, config_class, exported, options) as job:
-                images = _predict_exported(job, exported, config_class)
-                if not processes.is_main():
-                    return 0
-                log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)}")
-                return max(job.left_out, int((~images.table["ok"]).sum()))
+            job = stack.enter_context(_exported_job(recipe, config_class, exported, options))
+            images = _predict_exported(job, exported, config_class)
+            if not processes.is_main():
+                return 0
+            log.info(f"valid submission: {write_answer(job, exported.rule, exported.neutral, out)}")
+            return max(job.left_out, int((~images.table["ok"]).sum()))
 
     return infer
 
 
-@contextmanager
 def _exported_job(recipe, config_class, exported, options):
     config = from_dict(config_class, exported.config, str(exported.folder / ABOUT))
     config = recipe.use_assets(config, {name: exported.file(name) for name in exported.files})
-    with open_job(recipe, exported.preset, config, options) as job:
-        job.facts = exported.facts
-        yield job
+    return open_job(recipe, exported.preset, config, options, facts=exported.facts)
 
 
 def _predict_exported(job, exported, config_class):
     """Predict test images with an export's networks (for a blend, mix its members' predictions); return the Images."""
-    images = job.images = processes.ask_main(lambda: prepare_test(job, job.recipe))
+    images = job.images = processes.ask_main(lambda: prepare_test(job))
     if not exported.members:
         processes.ask_main(lambda: exported.link(job.run))
         predict_test(job)

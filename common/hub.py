@@ -6,7 +6,6 @@ The account is the one of huggingface_hub (`hf auth login` or HF_TOKEN); HF_ENDP
 import contextlib
 import os
 import re
-import shutil
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCardData, errors
@@ -14,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResul
 from common.config import digest
 from common.errors import InputError, check, log
 from common.metrics.statistics import format_interval
-from common.paths import atomic_path, make_folder
+from common.paths import copy_file
 from common.trained import ABOUT, Trained, clear_export, read_about
 
 CARD_FILE = "README.md"
@@ -53,10 +52,8 @@ def pull(repo: str, /, *, out: Path):
     """
     exported = Trained.open(fetch(repo_of(repo) or repo))
     clear_export(out)
-    make_folder(out)
     for name in (*exported.files, *[CARD_FILE] * (exported.folder / CARD_FILE).is_file(), ABOUT):
-        with atomic_path(out / name) as temporary:
-            shutil.copyfile(exported.folder / name, temporary)
+        copy_file(exported.folder / name, out / name)
     log.info(f"{out}: {len(exported.files)} files of a run of {exported.solution}, verified")
     return 0
 

@@ -193,11 +193,12 @@ def prepare_images(job, recipe, announce=None):
     return job.images
 
 
-def prepare_test(job, recipe):
+def prepare_test(job):
     """Decode only the test images, without labels or folds; return their Images, which become the job's.
 
     Their `about` is added to that of the run's Images, which is part of an export (`job.facts`).
     """
+    recipe = job.recipe
     listing = recipe.read_test(job)
     store = decode(job, listing)
     listing = _with_sizes(replace(listing, table=listing.table.assign(split="test", fold=-1)), store)
@@ -272,13 +273,17 @@ def trainings(run):
     return sorted({path.parent for name in names for path in run.folder.glob(f"*/*/{name}")})
 
 
+def refuse_trainings(job, how):
+    """Raise InputError if the run has a training, even an unfinished one, which was then trained `how`."""
+    for begun in trainings(job.run)[:1]:
+        remedy = "give the run another --out, or delete the trainings in it"
+        raise InputError(f"{begun}: was trained {how}{changed_settings(job)}; {remedy}")
+
+
 def _check_trainings(job, name, key, what="other images, labels, folds or settings of `prepare`"):
-    begun, record = trainings(job.run), job.run.step("prepare")
-    if begun and record and record.get(name) != key:
-        raise InputError(
-            f"{begun[0]}: was trained on {what}{changed_settings(job)}; "
-            "give the run another --out, or delete the trainings in it"
-        )
+    record = job.run.step("prepare")
+    if record and record.get(name) != key:
+        refuse_trainings(job, f"on {what}")
 
 
 def _check_decoding(job, listing):
@@ -330,10 +335,8 @@ def with_folds(job, listing):
 
 def _with_sizes(listing, store):
     """Return the listing with the columns row, width, height and ok from the store."""
-    table = listing.table.assign(row=store.table["row"].to_numpy())
-    for name in ("width", "height", "ok"):
-        table[name] = store.table[name].to_numpy()
     first = ["image_id", "row", "width", "height", "ok"]
+    table = listing.table.assign(**{name: store.table[name].to_numpy() for name in first[1:]})
     return replace(listing, table=table[[*first, *table.columns.drop(first)]])
 
 

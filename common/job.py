@@ -1,8 +1,7 @@
 """The Job that every verb of a solution gets: the run, its configuration, its images and this machine."""
 
 import json
-import shutil
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +13,8 @@ from common.config import digest, from_dict
 from common.errors import InputError, check
 from common.images import SAMPLE, open_images, trainings
 from common.options import Options
-from common.paths import atomic_path, read_json, write_json
+from common.paths import copy_file, read_json, write_json
+from common.predictions import prediction_files
 from common.runs import Run
 from common.step import is_current
 from common.train import distributed
@@ -55,15 +55,15 @@ class Job:
         steps = self.recipe.steps()
         predict, tune = steps["predict"], steps["tune"]
         if self.is_blend:
-            names = partial(lambda of, job: (*of(job), "blend.csv"), predict.files)
-            found = replace(predict, reads=lambda job: job.run.step("blend")["key"], files=names)
-            return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (found, steps["find_lr"])}
-        if self.run.step("refit") is None:
+            mixed = replace(predict, reads=lambda job: job.run.step("blend")["key"])
+            derived = [replace(mixed, files=lambda job: (*predict.files(job), "blend.csv"))]
+        elif self.run.step("refit") is not None:
+            copied = replace(tune, reads=lambda job: job.run.step("refit")["key"], needs=())
+            copied = replace(copied, files=("tuned.json", "score.json"))
+            derived = [replace(predict, files=partial(prediction_files, names=["test"])), copied]
+        else:
             return steps
-        tests = partial(lambda of, job: tuple(name for name in of(job) if name.startswith("test")), predict.files)
-        copied = {"reads": lambda job: job.run.step("refit")["key"], "needs": (), "files": ("tuned.json", "score.json")}
-        found = replace(predict, files=tests), replace(tune, **copied), steps["find_lr"]
-        return steps | {step.name: replace(step, make=Job.refuse_derived) for step in found}
+        return steps | {step.name: replace(step, make=Job.refuse_derived) for step in (*derived, steps["find_lr"])}
 
     @property
     def is_blend(self):
@@ -109,8 +109,7 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
 
     Raises InputError if it holds another run.
     """
-    run = Run(out)
-    try:
+    with closing(Run(out)) as run:
         steps, prepared = run.manifest.get("steps", {}), job.run.step("prepare")
         check(not steps or kind in steps, f"--out {out}: holds a run that is no {kind}; name a new folder")
         before, settings = steps.get(kind, {}), json.loads(json.dumps(about.get("settings")))
@@ -119,19 +118,15 @@ def derive_run(job, out, config, kind, key, inputs=(), **about):
             raise InputError(f"--out {out}: holds another {kind}, of {before.get('run')}; name a new folder")
         for name in (*COPIED, *prepared["tables"]):
             if job.run.path(name).is_file():
-                with atomic_path(run.path(name)) as temporary:
-                    shutil.copyfile(job.run.path(name), temporary)
+                copy_file(job.run.path(name), run.path(name))
         run.describe(config.seed, inputs)
         write_json(run.path("manifest.json"), run.manifest | {"steps": {**steps, "prepare": prepared}})
         run.record(kind, key, **about)
         run.write_config(job.solution, kind, config)
-    finally:
-        run.close()
 
 
-@contextmanager
 def open_run(recipe, config_class, folder, **options):
-    """Yield the Job of the run in `folder`, with its stored configuration and these Options.
+    """Return a context with the Job of the run in `folder`, with its stored configuration and these Options.
 
     Raises InputError if the folder is not a run of this solution, or if another process works in it.
     """
@@ -141,17 +136,14 @@ def open_run(recipe, config_class, folder, **options):
     if not isinstance(values, dict) or values.pop("solution", None) != recipe.name:
         raise InputError(f"{stored}: not the configuration of a run of {recipe.name}")
     preset = values.pop("preset", "stored")
-    with open_job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options)) as job:
-        yield job
+    return open_job(recipe, preset, from_dict(config_class, values, str(stored)), Options(out=folder, **options))
 
 
 @contextmanager
-def open_job(recipe, preset, config, options):
-    """Yield the Job of these settings; Options.out is its run."""
-    device, run = distributed.start(options.device), Run(options.out)
-    try:
-        job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe)
+def open_job(recipe, preset, config, options, **more):
+    """Yield the Job of these settings and `more` of its fields; Options.out is its run."""
+    device = distributed.start(options.device)
+    with closing(Run(options.out)) as run:
+        job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe, **more)
         job.recipe = recipe.pick(job, "export") or recipe
         yield job
-    finally:
-        run.close()

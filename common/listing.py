@@ -113,16 +113,20 @@ def find_files(folder, options, read_test_ids):
 
 def check_files(train_ids, test_ids, files, labels_path, options):
     """Raise InputError for missing files, test images in training, and unlisted files unless --on-unlabelled skip."""
-    for ids, kind in ((train_ids, f"{labels_path}: {{}} images"), (test_ids, "{} test images")):
-        absent = [image_id for image_id in ids if image_id not in files]
-        if absent:
-            raise InputError(f"{kind.format(len(absent))} have no file, the first is {absent[0]}")
+    _check_present(train_ids, files, "images", f"{labels_path}: ")
+    _check_present(test_ids, files, "test images")
     if both := set(train_ids) & set(test_ids):
         which = f"--test: {len(both)} of the images are training images"
         if options.test is None:
             which = f"{labels_path}: {len(both)} images are in the test set too"
         raise InputError(f"{which}, such as {min(both)}")
     check_loose(files, {*train_ids, *test_ids}, f"{labels_path.name} or the sample submission", options)
+
+
+def _check_present(ids, files, kind, where=""):
+    absent = [image_id for image_id in ids if image_id not in files]
+    if absent:
+        raise InputError(f"{where}{len(absent)} {kind} have no file, the first is {absent[0]}")
 
 
 def check_loose(files, known, tables, options):
@@ -137,11 +141,10 @@ def check_loose(files, known, tables, options):
 
 def check_named(ids, files, train_ids=(), why=""):
     """Raise InputError for images of --test that are training images (`why` explains it) or have no file."""
-    both, absent = ([i for i in ids if (i in known) == wrong] for known, wrong in ((train_ids, True), (files, False)))
+    both = [image_id for image_id in ids if image_id in train_ids]
     if both:
         raise InputError(f"--test: {len(both)} of the images are training images{why}, such as {both[0]}")
-    if absent:
-        raise InputError(f"--test: {len(absent)} images have no file, the first is {absent[0]}")
+    _check_present(ids, files, "images", "--test: ")
 
 
 def list_test(options, source, columns):
@@ -160,9 +163,7 @@ def list_test(options, source, columns):
         sample = source.find_file(options.data)
         folder, ids, files = sample.parent, read_ids(sample, columns), find_images(sample.parent)
         log.info(f"test images from {sample}")
-    absent = [image_id for image_id in ids if image_id not in files]
-    if absent:
-        raise InputError(f"{len(absent)} test images have no file, the first is {absent[0]}")
+    _check_present(ids, files, "test images")
     return folder, ids, {image_id: files[image_id] for image_id in ids}
 
 

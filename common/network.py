@@ -11,7 +11,8 @@ import torch
 from common import processes
 from common.config import FitConfig, digest, to_dict
 from common.data.loaders import EpochSampler, eval_loader, make_loader
-from common.errors import InputError, check, log
+from common.errors import check, log
+from common.images import trainings
 from common.infer import tta
 from common.infer.predict import predict_masks, predict_probs
 from common.nn.models import checkpoint_backbone, timm_name
@@ -89,10 +90,8 @@ class Network:
 
     def weights(self, run):
         """Return the path of the trained weights. Raises InputError if the training is not finished."""
-        path = self.folder(run) / "final.safetensors"
-        if not path.is_file():
-            hint = "run `train`, or name the trained folds by --folds"
-            raise InputError(f"{path}: fold {self.fold} is not trained; {hint}")
+        path, hint = self.folder(run) / "final.safetensors", "run `train`, or name the trained folds by --folds"
+        check(path.is_file(), f"{path}: fold {self.fold} is not trained; {hint}")
         return path
 
     def load(self, run, variant=None):
@@ -146,8 +145,8 @@ def train(job, network, later=()):
             losses += [network.loss(output, target).item() if network.loss else 0.0] * len(parts[-1])
         measured = distributed.join(np.concatenate(parts) if parts else [])
         losses = distributed.join(losses)
-        if not np.isfinite(measured).all():
-            raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
+        finite = np.isfinite(measured).all()
+        check(finite, "the network produced NaN or infinity: lower the learning rate or set clip_norm")
         own = {"loss": losses.mean()} if network.loss else {}
         return own | network.figures(job, measured, rows)
 
@@ -160,19 +159,17 @@ def train(job, network, later=()):
     if network.starts_from is not None and not finished:
         load_weights(network.starts_from.weights(job.run), model)
     about = [job.images.key, network.fold, network.stage, digest(rows.tolist(), held_out.tolist()), before, network.key]
-    about += [lesson] if lesson else []
     origin = network.trained_on(job)
-    origin = (origin or {}) | {"taught": describe_lessons(job.run)} if lesson else origin
-    options = {"device": job.device, "seed": seed + network.fold, "freeze": network.freeze, "budget": job.budget}
+    if lesson:
+        about.append(lesson)
+        origin = (origin or {}) | {"taught": describe_lessons(job.run)}
+    options = {name: getattr(network, name) for name in ("freeze", "couples", "before_epoch")}
+    options |= {"device": job.device, "seed": seed + network.fold, "budget": job.budget}
     options |= {"about": about, "trained_on": origin, "changed": changed_settings(job)}
-    options |= {
-        "micro_batch": job.options.micro_batch,
-        "couples": network.couples,
-        "before_epoch": network.before_epoch,
-    }
+    options["micro_batch"] = job.options.micro_batch
+    options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     options["validate_all"] = partial(validate, data=all_data, held_out=held_out) if all_data is not None else None
     save_memory(job, network, model)
-    options["seconds_to_come"] = partial(seconds_to_come, job.run, later, network.stage)
     with open_log(job, network, finished) as on_epoch:
         step = partial(training_loss, network, job.device)
         fitted = fit(model, step, loader, validate, config, folder, on_epoch=on_epoch, **options)
@@ -181,28 +178,18 @@ def train(job, network, later=()):
     return fitted
 
 
-def check_images(job, networks):
-    """Raise InputError if one of the Networks has no image to train on or, unless it is a refit, to validate on."""
-    for network in networks:
-        (rows, held_out), name = network.rows(job, network.fold), f"fold{network.fold}/{network.stage}"
-        check(len(rows), f"{name}: no image to train on, or none with one of its classes")
-        few = "choose fewer folds (--n-folds), or sample the images otherwise"
-        check(len(held_out), f"{name}: no image to validate on, or none with one of its classes; {few}")
-
-
 def save_memory(job, network, model):
     """Switch gradient checkpointing on in a Network's model if --grad-checkpointing is given and it has a backbone."""
     if job.options.grad_checkpointing and hasattr(network.config, "weights"):
         checkpoint_backbone(model)
 
 
-def check_initial_weights(job, networks):
+def check_initial_weights(job):
     """Raise InputError, naming the option, if the pretrained weights of a future training cannot be loaded."""
-    checked = set()
-    for network in networks:
-        config, folder = network.config, network.folder(job.run)
-        begun = any((folder / name).is_file() for name in ("last.ckpt", "final.safetensors"))
-        if begun or network.starts_from is not None or not hasattr(config, "weights"):
+    checked, begun = set(), trainings(job.run)
+    for network in job.recipe.networks(job):
+        config = network.config
+        if network.folder(job.run) in begun or network.starts_from is not None or not hasattr(config, "weights"):
             continue
         option = f"--{section_of(job.config, network)}.weights"
         backbone = getattr(config, "backbone", None) or config.encoder
@@ -291,9 +278,9 @@ def rates_key(job):
     return [job.images.key, [to_dict(network.config) for network in first_networks(job)], job.config.seed]
 
 
-def find_learning_rates(job, networks):
-    """Run a learning-rate range test of each network under the settings of its first epoch; write lr_<stage>.csv."""
-    for network in networks:
+def find_learning_rates(job, networks=None):
+    """Run range tests of Networks (by default `first_networks`) as in their first epoch; write lr_<stage>.csv."""
+    for network in networks or first_networks(job):
         config = network.config
         torch.manual_seed(job.config.seed)
         model = network.build(None).to(job.device)

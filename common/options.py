@@ -1,7 +1,8 @@
 """Machine and session options, which every verb of every solution takes."""
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -64,18 +65,17 @@ class Options:
     json: bool = False  # plan: print JSON.
 
     def __post_init__(self):
-        if self.devices_per_training is not None and self.devices_per_training < 1:
-            raise InputError(f"--devices-per-training must be at least 1, not {self.devices_per_training}")
-        check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
-        check(self.gpus is None or self.gpus >= 1, f"--gpus must be at least 1, not {self.gpus}")
-        check(0 < self.pseudo_confidence < 1, f"--pseudo-confidence {self.pseudo_confidence}: must lie between 0 and 1")
-        check(self.pseudo_weight > 0, f"--pseudo-weight must be above 0, not {self.pseudo_weight}")
-        for name in ("teacher_share", "teacher_confidence"):
+        for name in ("devices_per_training", "gpus"):
             value = getattr(self, name)
-            check(0 < value < 1, f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
-        for name in ("pseudo_confidence", "pseudo_weight", "teacher_share", "teacher_confidence"):
-            alone = getattr(self, name) != vars(Options)[name] and getattr(self, name.split("_")[0]) is None
-            check(not alone, f"--{name.replace('_', '-')} needs --{name.split('_')[0]}")
+            check(value is None or value >= 1, f"{flag(name)} must be at least 1, not {value}")
+        check(self.micro_batch == "auto" or self.micro_batch >= 0, f"--micro-batch is negative: {self.micro_batch}")
+        finite = 0 < self.pseudo_weight < math.inf
+        check(finite, f"--pseudo-weight must be a finite number above 0, not {self.pseudo_weight}")
+        for name in ("pseudo_confidence", "teacher_share", "teacher_confidence"):
+            check(0 < getattr(self, name) < 1, f"{flag(name)} {getattr(self, name)}: must lie between 0 and 1")
+        for name, kind in ((name, name.split("_")[0]) for name in LESSONS):
+            alone = getattr(self, name) != vars(Options)[name] and getattr(self, kind) is None
+            check(not alone, f"{flag(name)} needs {flag(kind)}")
         distinct = len(set(self.seeds)) == len(self.seeds) != 1 and min(self.seeds, default=0) >= 0
         check(distinct, f"--seeds {' '.join(map(str, self.seeds))}: name two or more, each once, none negative")
         check(self.workers is None or self.workers >= 0, f"--workers must not be negative: {self.workers}")
@@ -86,10 +86,15 @@ class Options:
             require_extra(self.log_to, f"--log-to {self.log_to}")
 
 
+def flag(name):
+    """Return how an option is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 SPECIAL = ("sizes", "normals", "id_map", "on_unlabelled")  # options that only some solutions have
 PREPARING = ("data", "store", "test", "fold_table", "on_bad_image", "halve_jpeg2000", *SPECIAL)  # of `prepare`
 PLANNING = ("gpus", "card", "kaggle", "json")  # options that only `plan` reads
-FLAGS = ("--kaggle", "--json", "--grad-checkpointing", "--halve-jpeg2000")  # options without a value
+FLAGS = tuple(flag(field.name) for field in fields(Options) if field.type is bool)  # options without a value
 MEMORY = ("micro_batch", "grad_checkpointing")  # options that only trainings and `plan` read
 LESSONS = ("pseudo", "pseudo_confidence", "pseudo_weight", "teacher", "teacher_share", "teacher_confidence")
 TRAINING = ("log_to", "devices_per_training", *MEMORY, *LESSONS)  # options that only trainings read
@@ -114,8 +119,7 @@ def check_special(options, verb, takes, solution):
     wrong |= dict.fromkeys(PLANNING, f"the verb {verb}") if verb != "plan" else {}
     wrong |= {"seeds": f"the verb {verb}"} if verb != "run" else {}
     for name, what in wrong.items():
-        if getattr(options, name) != getattr(Options(), name):
-            raise InputError(f"--{name.replace('_', '-')} does not apply to {what}")
+        check(getattr(options, name) == vars(Options)[name], f"{flag(name)} does not apply to {what}")
 
 
 def check_device(name):
@@ -124,5 +128,5 @@ def check_device(name):
     if name.startswith("cuda"):
         import torch
 
-        if int(name[5:] or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs on this machine")
+        count = torch.cuda.device_count()
+        check(int(name[5:] or 0) < count, f"--device {name}: torch sees {count} GPUs on this machine")

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -68,6 +69,12 @@ def write_text(path, text):
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may not be UTF-8
+
+
+def copy_file(source, target):
+    """Copy a file's bytes to `target`, atomically."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path, value):

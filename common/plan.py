@@ -22,7 +22,7 @@ import pandas as pd
 from common.blend import mixing_of
 from common.config import BoxConfig, digest
 from common.cost import KAGGLE_DISK, SLOW, Cost, Machine, machine_of, measure
-from common.errors import InputError, log
+from common.errors import InputError, check, log
 from common.images import decode, prepare_images, with_folds
 from common.infer import tta
 from common.job import open_run
@@ -82,10 +82,8 @@ class Stage:
         config, weights = self.config, self.cost.weights
         kept = {"best_k": config.best_k, "window": 2 * config.window, "classic": config.epochs, "best": 1, "last": 1}
         epochs = min(config.epochs, sum(kept.get(name, 0) for name in config.averaging))
-        left = 1 + len(config.averaging) * config.keep_variants
-        return left * weights // (1 + config.half_weights), (
-            epochs + len(config.averaging) + 3 + ("ema" in config.averaging)
-        ) * weights
+        left = (1 + len(config.averaging) * config.keep_variants) * weights // (1 + config.half_weights)
+        return left, (epochs + len(config.averaging) + 3 + ("ema" in config.averaging)) * weights
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ def plan(job):
     teachers_of(job)  # refuses what is no run before anything is decoded
     found = estimate(job, job.recipe.read(job))
     print(json.dumps(as_dict(found), indent=1) if job.options.json else describe(job, found))
-    if found.problems:
-        raise InputError("; ".join(found.problems))
+    check(not found.problems, "; ".join(found.problems))
 
 
 def announce(job, listing):
@@ -321,7 +318,7 @@ def find_problems(job, machine, stages, disk):
 
 def _smaller_batch(stage, machine):
     """Return the options under which a step of the stage fits, with as many images per optimizer step."""
-    batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / stage.cost.each)
+    batch, fits = stage.config.batch_size, int((machine.memory - stage.cost.fixed) / max(stage.cost.each, 1e-9))
     if fits > 0 and not stage.cost.whole:
         return f"--micro-batch {fits} would fit, with the same gradients"
     smaller = max((size for size in range(1, min(fits, batch - 1) + 1) if batch % size == 0), default=0)

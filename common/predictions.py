@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from common import processes
-from common.errors import log
+from common.errors import InputError, log
 from common.infer.predict import drain, write_masks
 from common.paths import Maps, read_array, read_parquet, write_table
 from common.step import Step, cached_hash, run_step
@@ -36,10 +36,10 @@ def prediction_key(job):
     return [images.key, images.pixels_key, weights, precision, job.recipe.prediction_key(job.config)]
 
 
-def prediction_files(job, name):
-    """Return the file names of the predictions `name`, oof or test."""
-    tables = [f"{name}{suffix}.parquet" for suffix in job.recipe.suffixes(job.config)]
-    return (*tables, *[f"{name}_probs{job.run.maps(name).suffix}"] * job.recipe.maps)
+def prediction_files(job, names):
+    """Return the file names of predictions, such as oof and test: their tables and maps."""
+    tables = [f"{name}{suffix}.parquet" for name in names for suffix in job.recipe.suffixes(job.config)]
+    return (*tables, *(f"{name}_probs{job.run.maps(name).suffix}" for name in names if job.recipe.maps))
 
 
 def predict_all(job):
@@ -77,7 +77,6 @@ def predict_test(job):
 
 def predict_part(job, name, folds, rows, fold=-1):
     """Predict store rows with the networks of `folds` into the files `name`, unless current; return the tables."""
-    suffixes = job.recipe.suffixes(job.config)
 
     def make(job):
         tables = job.recipe.predict(job, folds, rows, job.run.maps(name, new=True), name.replace("/", ", "))
@@ -88,16 +87,23 @@ def predict_part(job, name, folds, rows, fold=-1):
                 write_table(job.run.path(f"{name}{suffix}.parquet"), table)
 
     reads = job.steps["predict"].reads
-    run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, name)))
-    return {suffix: read_parquet(job.run.path(f"{name}{suffix}.parquet")) for suffix in suffixes}
+    run_step(job, Step(f"predict {name}", make, reads=reads, files=lambda job: prediction_files(job, [name])))
+    return read_predictions(job, name).tables
+
+
+def check_same_images(folder, ids, other, others, why, kind="images"):
+    """Raise InputError, ending in `why`, unless a run has predicted the same images as the run `other`."""
+    if differ := set(ids) ^ set(others):
+        found = f"{len(differ):,} {kind} are predicted by it or by {other} alone, such as {min(differ)}"
+        raise InputError(f"{folder}: {found}; {why}")
 
 
 def _delete_parts(job, parts):
     """Delete per-fold parts that are no longer needed."""
     for part in parts:
         job.run.forget(f"predict {part}")
-        for name in prediction_files(job, part):
-            job.run.path(name).unlink(missing_ok=True)
+    for name in prediction_files(job, parts):
+        job.run.path(name).unlink(missing_ok=True)
 
 
 def read_predictions(job, name):

@@ -4,9 +4,9 @@ A solution's `pipeline.py` ends in `SOLUTION = Solution(…)`: plain functions i
 What all solutions share (folds, store, trainings, predictions, staleness, submission, copies) is here.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from common.config import FitConfig, digest, file_hash, to_dict
 from common.errors import InputError, check, log
 from common.images import prepare_images
 from common.metrics.statistics import format_interval
-from common.paths import atomic_path, read_json, write_csv, write_json, write_table
+from common.paths import copy_file, read_json, write_csv, write_json, write_table
 from common.plan import announce, plan
 from common.predictions import predict_all, prediction_files, prediction_key, read_predictions
 from common.report.frame import write_report
@@ -125,12 +125,8 @@ class Solution:
 
     def steps(self):
         """Return every Step by its name."""
-        predicted = Step(
-            "predict",
-            predict_all,
-            reads=prediction_key,
-            files=lambda job: (*prediction_files(job, "oof"), *prediction_files(job, "test")),
-        )
+        files = partial(prediction_files, names=("oof", "test"))
+        predicted = Step("predict", predict_all, reads=prediction_key, files=files)
         tuned = Step(
             "tune",
             tune,
@@ -139,33 +135,29 @@ class Solution:
             files=("tuned.json", "score.json", *self.chosen),
         )
         submitted = Step("submit", submit, needs=("tune",), files=("submission.csv", *self.answered))
-        tested = Step("find_lr", find_lr, reads=networks_of.rates_key, files=networks_of.rates_files)
+        make = networks_of.find_learning_rates
+        tested = Step("find_lr", make, reads=networks_of.rates_key, files=networks_of.rates_files)
         return {step.name: step for step in (predicted, tuned, submitted, tested, *self.further_steps)}
 
     def verbs(self):
         """Return the functions of all verbs by name; each takes a Job."""
+        parts = {function.__name__: (function,) for function in (prepare, train, score, report, plan)}
+        parts |= {name: (partial(_run_named, name),) for name in ("predict", "tune", "submit")}
+        for name in ("find_lr", *(one.name for one in self.further_steps)):
+            parts[name] = partial(_run_named, name), write_page
+        parts |= {name: (function, write_page) for name, function in self.further_verbs.items()}
+        return {name: partial(self._run_verb, name, functions) for name, functions in parts.items()}
 
-        def bound(*functions):
-            def verb(job):
-                job.recipe = self.pick(job, functions[0].__name__) or self
-                for function in functions:
-                    function(job)
+    def _run_verb(self, name, functions, job):
+        job.recipe = self.pick(job, name) or self
+        for function in functions:
+            function(job)
 
-            return verb
 
-        def step(name):
-            def verb(job):
-                run_step(job, job.steps[name])
-                job.keep_config()
-
-            return verb
-
-        verbs = {function.__name__: bound(function) for function in (prepare, train, score, report)}
-        verbs |= {name: bound(step(name)) for name in ("predict", "tune", "submit")}
-        verbs["plan"] = bound(plan)
-        further = ("find_lr", *(one.name for one in self.further_steps))
-        verbs |= {name: bound(step(name), write_page) for name in further}
-        return verbs | {name: bound(function, write_page) for name, function in self.further_verbs.items()}
+def _run_named(name, job):
+    """Run a step of the job's Solution by its name."""
+    run_step(job, job.steps[name])
+    job.keep_config()
 
 
 # ---- preparation and training --------------------------------------------------------------------------------------
@@ -177,7 +169,7 @@ def prepare(job):
     def make():
         job.refuse_derived()
         name_teachers(job)
-        networks_of.check_initial_weights(job, job.recipe.networks(job))
+        networks_of.check_initial_weights(job)
         prepare_images(job, job.recipe, announce)
 
     processes.ask_main(make)
@@ -192,14 +184,16 @@ def train(job):
     name_teachers(job)
     job.recipe.before_training(job)
     job.lessons = find_lessons(job)
-    networks_of.check_initial_weights(job, job.recipe.networks(job))
+    networks_of.check_initial_weights(job)
     train_all(job, job.recipe.networks(job))
 
 
 def train_all(job, trainings):
     """Train these Networks, each after those that it needs, together with all other processes that work on the run."""
-
-    networks_of.check_images(job, trainings)  # before the first one is trained
+    for network in trainings:  # before the first one is trained
+        for rows, what in zip(network.rows(job, network.fold), ("train on", "validate on"), strict=True):
+            name = f"fold{network.fold}/{network.stage}"
+            check(len(rows), f"{name}: no image to {what}, or none with one of its classes; choose fewer --n-folds?")
 
     def train_one(network):
         later = [one for one in trainings if one is not network and not one.is_finished(job.run)]
@@ -213,11 +207,6 @@ def train_all(job, trainings):
                 networks_of.train(job, network)  # only checks that the finished training matches
     work_through(trainings, job.run, job.budget, train_one, job.options.devices_per_training)
     job.keep_config()
-
-
-def find_lr(job):
-    """Run learning-rate range tests of the first fold's networks; writes lr_<stage>.csv."""
-    networks_of.find_learning_rates(job, networks_of.first_networks(job))
 
 
 # ---- decision and submission ---------------------------------------------------------------------------------------
@@ -312,8 +301,7 @@ def copy_submission(job, path):
     run = job.run.folder.name
     stem = run if run.startswith(job.solution) else f"{job.solution}-{run}"
     copy = job.submissions / f"{stem}-{digest(file_hash(path))[:6]}{path.suffix}"
-    with atomic_path(copy) as temporary:
-        shutil.copyfile(path, temporary)
+    copy_file(path, copy)
     return copy
 
 

@@ -4,7 +4,6 @@ Nothing is held out, so there is no score. The number of epochs and the decision
 chose; one network per stage predicts the test images instead of one per fold.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ import numpy as np
 from common.errors import check
 from common.job import derive_run, open_run
 from common.network import with_rate
-from common.paths import atomic_path, read_csv, read_json, write_json
+from common.paths import copy_file, read_csv, read_json, write_json
 from common.predictions import predict_test
 from common.recipe import read_rule, train_all
 from common.runs import start_log
@@ -62,8 +61,7 @@ def refit_tool(recipe, config_class):
             about = {"run": str(run.resolve()), "settings": settings, "neutral": source.recipe.neutral(source)}
             about["lessons"] = read_lessons(source.run, folder=str(run.resolve()))
             derive_run(source, out, config, "refit", key, **about)
-            with atomic_path(out / "tuned.json") as temporary:
-                shutil.copyfile(source.run.path("tuned.json"), temporary)
+            copy_file(source.run.path("tuned.json"), out / "tuned.json")
             write_json(out / "score.json", {})  # the score is that of other networks
         memory = {"micro_batch": micro_batch, "grad_checkpointing": grad_checkpointing}
         with open_run(recipe, config_class, out, device=device, workers=workers, hours=hours, **memory) as job:

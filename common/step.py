@@ -14,6 +14,7 @@ from common.errors import InputError, log
 from common.paths import read_json
 
 LARGE = 10**8  # bytes; for larger files, only the size is compared
+OUTDATED = "is out of date"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,6 @@ class Step:
     files: tuple | Callable = ()
 
 
-def files_of(job, step):
-    """Return the names of the files that a step writes to the run's folder."""
-    return step.files(job) if callable(step.files) else step.files
-
-
 def key_of(job, step):
     """Return the digest of all that a step depends on. Raises InputError if a step that it needs is not current."""
     needed = [require(job, job.steps[name])["key"] for name in step.needs]
@@ -46,16 +42,22 @@ def key_of(job, step):
 
 def require(job, step):
     """Return the manifest's record of a step. Raises InputError naming the verb if the step is not current."""
-    key, record = key_of(job, step), job.run.step(step.name)
-    if not _is_done(job, step, key):
-        if record is None:
-            state = "has no result yet"
-        elif record["key"] != digest(key):
-            state = f"is out of date{changed_settings(job)}"
-        else:
-            state = f"left {_changed(job, step, record)[0]}, which is missing or damaged"
-        raise InputError(f"{job.run.folder}: `{step.name}` {state}; run the verb `{step.name}` (or `run` for all)")
-    return record
+    if problem := _find_problem(job, step, key_of(job, step)):
+        problem += changed_settings(job) if problem == OUTDATED else ""
+        raise InputError(f"{job.run.folder}: `{step.name}` {problem}; run the verb `{step.name}` (or `run` for all)")
+    return job.run.step(step.name)
+
+
+def _find_problem(job, step, key):
+    """Return "" if the step was made from `key` and its files are those that it left, else what is wrong."""
+    record = job.run.step(step.name)
+    if record is None:
+        return "has no result yet"
+    if record["key"] != digest(key):
+        return OUTDATED
+    made = record.get("made", {})  # `submit` leaves no file if there are no test images
+    changed = [name for name, stamp in _stamps(job, step).items() if made.get(name, "") != stamp]
+    return f"left {changed[0]}, which is missing or damaged" if changed else ""
 
 
 def changed_settings(job):
@@ -80,7 +82,7 @@ def is_current(job, step):
 def run_step(job, step):
     """Run a step unless it is current; return its record in the manifest. The main process decides and records."""
     key = key_of(job, step)
-    if processes.ask_main(lambda: _is_done(job, step, key)):
+    if processes.ask_main(lambda: not _find_problem(job, step, key)):
         log.info(f"{step.name}: up to date")
     else:
         job.run.forget(step.name)  # an interrupted step must not count as finished
@@ -89,20 +91,9 @@ def run_step(job, step):
     return job.run.step(step.name)
 
 
-def _is_done(job, step, key):
-    """Return whether the step was made from `key` and its files have not changed since."""
-    record = job.run.step(step.name)
-    return record is not None and record["key"] == digest(key) and not _changed(job, step, record)
-
-
-def _changed(job, step, record):
-    """Return the step's files that changed after it ran; `submit` writes none if there are no test images."""
-    before = record.get("made", {})
-    return [name for name, stamp in _stamps(job, step).items() if before.get(name, "") != stamp]
-
-
 def _stamps(job, step):
-    return {name: file_stamp(job.run.path(name)) for name in files_of(job, step)}
+    files = step.files(job) if callable(step.files) else step.files
+    return {name: file_stamp(job.run.path(name)) for name in files}
 
 
 def file_stamp(path):

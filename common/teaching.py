@@ -17,7 +17,7 @@ from common import processes
 from common.blend import Member, mixing_of, write_mixed
 from common.config import digest
 from common.errors import InputError, check, log
-from common.images import trainings
+from common.images import refuse_trainings
 from common.infer.mixing import mixed_boxes, value_columns
 from common.job import open_run
 from common.listing import FURTHER
@@ -45,11 +45,8 @@ def find_lessons(job):
         if job.run.joined:
             asked, record = str(folder.resolve()) if folder else named.get(kind), lessons[kind] or {}
             where = f"the process that works in {job.run.folder}"
-            check(
-                asked in (None, record.get("run")),
-                f"--{kind} {folder or asked}: {where} has no predictions of this teacher, or not yet; "
-                "start it again later",
-            )
+            missing = f"{where} has no predictions of this teacher, or not yet; start it again later"
+            check(asked in (None, record.get("run")), f"--{kind} {folder or asked}: {missing}")
             for name, value in _settings(job.options, kind).items() if folder else ():
                 told = f"--{kind}-{name} {value:g}: {where} uses {record.get(name, value):g}; give both the same"
                 check(record.get(name, value) == value, told)
@@ -73,9 +70,8 @@ def name_teachers(job):
         return
     for kind in KINDS:
         if kind in before and kind not in now and job.run.step(kind) is None:
-            log.warning(
-                f"--{kind} {before[kind]}: named before, but it has not predicted; this command does without it"
-            )
+            what = "named before, but it has not predicted; this command does without it"
+            log.warning(f"--{kind} {before[kind]}: {what}")
     job.run.forget(NAMED)
     if now:
         job.run.record(NAMED, "", **{kind: str(folder.resolve()) for kind, folder in now.items()})
@@ -110,9 +106,7 @@ def _ask_teacher(job, kind, folder):
         make = partial(_predict_folds, kind, teacher, settings, key)
         step = Step(kind, make, (), lambda job: key, [f"fold{k}/{kind}/labels.parquet" for k in job.config.folds])
         if (job.run.step(kind) or {}).get("key") != digest(key_of(job, step)):
-            for begun in trainings(job.run)[:1]:
-                what = f"{begun}: was trained without {option}, or before that changed"
-                raise InputError(f"{what}; give the run another --out, or delete the trainings in it")
+            refuse_trainings(job, f"without {option}, or before that changed")
         return run_step(job, step)
 
 
@@ -132,7 +126,7 @@ def _predict_folds(kind, teacher, settings, key, job):
     counts = {}
     for fold in job.config.folds:
         place, make = f"fold{fold}/{kind}", partial(_predict_fold, kind, teacher, settings, fold)
-        names = [f"{place}/{name}" for name in ("labels.parquet", *prediction_files(teacher, "test"))]
+        names = [f"{place}/{name}" for name in ("labels.parquet", *prediction_files(teacher, ["test"]))]
         counts[fold] = run_step(job, Step(place, make, (), lambda job: key, names))["images"]
     return {"run": str(teacher.run.folder.resolve()), "images": counts, **settings}
 
@@ -197,10 +191,8 @@ def check_honest(teacher, job, fold, ids):
     for name, own in (("image_id", tests | {*held["image_id"]}), ("patient_id", {*held["patient_id"]} - {""})):
         for each in sorted(own & set(seen[name]))[:1]:
             what = f"its networks of fold {fold} were trained on {each}, which this run holds out"
-            raise InputError(
-                f"{where}: {what}; give this run --fold-table {where / 'folds.csv'} "
-                "(blends of runs with different folds cannot teach)"
-            )
+            remedy = f"give this run --fold-table {where / 'folds.csv'}"
+            raise InputError(f"{where}: {what}; {remedy} (blends of runs with different folds cannot teach)")
 
 
 def _write_labels(job, kind, settings, ids, found, run):
@@ -284,11 +276,9 @@ def teach(job, network, held_out):
     pupil.__dict__["images"] = images
     for kind, record in job.lessons.items():
         labels, boxes = _read_lesson(job, kind, record, fold)
-        if not labels["image_id"].isin(images.table["image_id"]).all():
-            raise InputError(
-                f"{job.run.folder}: its networks learned from test images that it no longer has; to predict others, "
-                "run `predict`, `tune` and `submit`, or export and infer"
-            )
+        there = labels["image_id"].isin(images.table["image_id"]).all()
+        what = "its networks learned from test images that it no longer has; to predict others, "
+        check(there, f"{job.run.folder}: {what}run `predict`, `tune` and `submit`, or export and infer")
         own, share = images.rows_of(labels["image_id"]), record.get("share", 1.0)
         if kind == "pseudo":
             held_rows = np.union1d(images.rows(folds=[fold]), held_out) if fold < job.config.n_folds else further

@@ -50,8 +50,8 @@ class Trained:
         folder = Path(folder)
         about = read_about(folder)
         check(not about.get("incomplete"), f"{folder}: an incomplete export; run `export` again")
-        if solution is not None and about["solution"] != solution:
-            raise InputError(f"{folder}: exported from a run of {about['solution']}, not {solution}")
+        fits = solution in (None, about["solution"])
+        check(fits, f"{folder}: exported from a run of {about['solution']}, not {solution}")
         for name, sha256 in about["files"].items():
             path = folder / name
             check(path.is_file(), f"{path}: missing; copy the exported folder again")
@@ -108,9 +108,8 @@ def read_about(folder):
     path = Path(folder) / ABOUT
     check(path.is_file(), f"{folder}: not an exported folder (no {ABOUT}); the tool `export` writes one")
     about = read_json(path)
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise InputError(f"{path}: format {found!r}, but this program reads format {FORMAT}")
+    found = about.get("format") if isinstance(about, dict) else None
+    check(found == FORMAT, f"{path}: format {found!r}, but this program reads format {FORMAT}")
     _check_about(about, path)
     return about
 

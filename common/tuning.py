@@ -46,8 +46,8 @@ class Rule:
             if isinstance(value, str) or value != field.type(value):
                 raise InputError(f"{field.name} must be {field.type.__name__}, not {value!r}")
             object.__setattr__(self, field.name, field.type(value))
-        if not (0 < self.pixel <= 1 and 0 <= self.gate <= 1 and 0 <= self.top <= 1):
-            raise InputError(f"pixel must lie in (0, 1], gate and top in [0, 1]: {self}")
+        shares = 0 < self.pixel <= 1 and 0 <= self.gate <= 1 and 0 <= self.top <= 1
+        check(shares, f"pixel must lie in (0, 1], gate and top in [0, 1]: {self}")
         least = min(self.min_area, self.min_pixels, self.expected)
         check(least >= 0, f"min_area, min_pixels and expected must be 0 or more: {self}")
 
@@ -59,7 +59,7 @@ class Rule:
         grid = probs if self.at_network else resize_mask_probs(probs, size)
         if self.expected:
             counts = np.bincount(grid.reshape(-1), minlength=256)[None]
-            level = best_levels(counts, np.array([gate_prob]), self.expected)[0]
+            level = best_levels(counts, None if gate_prob is None else np.array([gate_prob]), self.expected)[0]
             if level < 0:
                 return np.zeros(size, np.uint8)
             return replace(self, pixel=LEVELS[level], expected=0.0).apply(probs, gate_prob, size, connectivity)
@@ -151,12 +151,9 @@ def rule_areas(oof, rule, gate_probs=None):
     Raises InputError for a rule that was not summarised, and for a gate without the classifier's probabilities (N,).
     """
     if rule.expected:
-        levels, areas = best_levels(oof.histogram, gate_probs, rule.expected), np.zeros((3, len(oof.truth)), np.int64)
-        for level in range(-1, len(LEVELS)):
-            each = replace(rule, pixel=LEVELS[max(level, 0)], expected=0.0)
-            chosen, found = levels == level, np.stack(rule_areas(oof, each, gate_probs))
-            areas[:, chosen] = found[:, chosen] * (level >= 0)
-        return areas[0], areas[1], oof.truth
+        levels = best_levels(oof.histogram, gate_probs, rule.expected)  # −1, of an empty mask, gets no rule
+        rules = {level: replace(rule, pixel=pixel, expected=0.0) for level, pixel in enumerate(LEVELS)}
+        return *nested_areas(oof, rules, levels, gate_probs)[:2], oof.truth
     q = quantise(rule.pixel)
     if q not in oof.regions or rule.at_network != oof.at_network:
         raise InputError(f"not summarised for {rule}: only pixel {oof.pixels}, at_network {oof.at_network}")
@@ -170,7 +167,7 @@ def rule_areas(oof, rule, gate_probs=None):
 
 
 def nested_areas(oof, tuned_rules, parts, gate_probs=None):
-    """Return `rule_areas` with the rule of each image's part; parts: (N,), keys of `tuned_rules`."""
+    """Return `rule_areas` with the rule of each image's part, 0 without one; parts: (N,), keys of `tuned_rules`."""
     areas = np.zeros((3, len(parts)), np.int64)
     for part, rule in tuned_rules.items():
         areas[:, parts == part] = np.stack(rule_areas(oof, rule, gate_probs))[:, parts == part]

@@ -1,5 +1,6 @@
 """Which runs may not be blended: those whose networks saw the patients, and those of other images or labels."""
 
+import math
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.blend import Member, check_folds, check_same, overlap_of
+from common.blend import Member, blend_tool, check_folds, check_same, overlap_of
 from common.errors import InputError
 from solutions.__main__ import NAMES
 
@@ -60,6 +61,12 @@ def test_a_patient_in_two_folds_is_refused_even_if_only_another_run_knows_the_pa
 def test_other_preparations_are_refused(changes, reason):
     with pytest.raises(InputError, match=f"runs/other: .*{reason}"):
         check_same(member("one"), member("other", **changes))
+
+
+@pytest.mark.parametrize("weights", [(1,), (0, 1), (1, -1), (1, math.nan), (1, math.inf)])
+def test_unusable_weights_are_refused(weights, tmp_path):
+    with pytest.raises(InputError, match="needs one per run, none negative, the first above 0"):
+        blend_tool(None, None, None)((tmp_path / "a", tmp_path / "b"), out=tmp_path / "c", weights=weights)
 
 
 def test_boxes_are_fused_at_the_first_overlap_of_the_run():

@@ -1,5 +1,6 @@
 """The time budget: it interrupts any verb, trainings only at a save, and nothing after its block."""
 
+import math
 import signal
 import time
 
@@ -19,6 +20,11 @@ def wait(seconds=5.0):
 def test_the_end_of_the_hours_interrupts_any_work():
     with pytest.raises(Stopped, match="hours are over"), Budget(MOMENT).watching():
         wait()
+
+
+def test_hours_may_be_endless():
+    with Budget(math.inf).watching():
+        wait(0.01)
 
 
 def test_bad_files_are_not_blamed_for_it():

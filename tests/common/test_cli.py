@@ -182,6 +182,7 @@ def test_options_that_save_memory_belong_to_trainings_and_their_plan(command, ca
         ("--out", "Missing value for argument '--out'. Expected 1 values."),
         ("--workers -1", "--workers must not be negative: -1"),
         ("--hours 0", "--hours must be above 0, not 0"),
+        ("--pseudo r --pseudo-weight inf", "--pseudo-weight must be a finite number above 0, not inf"),
         ("--device gpu", "--device 'gpu': choose auto, cpu, cuda or cuda:<n>"),
         ("--device cuda:64", f"--device cuda:64: torch sees {torch.cuda.device_count()} GPUs on this machine"),
     ],

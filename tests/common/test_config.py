@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import FitConfig, digest, file_hash, from_dict, to_dict, with_smaller_batches
+from common.config import BoxConfig, FitConfig, digest, file_hash, from_dict, to_dict, with_smaller_batches
 from common.errors import InputError
 from solutions.siim_pneumothorax.config import DEMO, PRESETS, Config
 
@@ -63,12 +63,19 @@ def test_invalid_configurations_are_named(values, said):
         ({"frozen_epochs": 21}, "frozen_epochs"),
         ({"averaging": ()}, "averaging"),
         *(({name: -1}, name) for name in ("weight_decay", "momentum", "clip_norm", "ema_decay", "classic_start")),
+        ({"factor": -1.0}, "factor"),
         ({"patience": 0}, "patience"),
     ],
 )
 def test_values_out_of_range(changes, said):
     with pytest.raises(InputError, match=said):
         FitConfig(**changes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("nms", 1.5), ("min_score", -0.1), ("per_image", 0)])
+def test_settings_of_a_detector_out_of_range(name, value):
+    with pytest.raises(InputError, match=name):
+        BoxConfig(**{name: value})
 
 
 @pytest.mark.parametrize(

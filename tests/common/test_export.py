@@ -208,6 +208,7 @@ def test_options_that_cannot_be_used(exported, run, data, tmp_path):
     for given, said in (
         ({"sizes": (Path("s.csv"),)}, "--sizes does not apply to toy"),
         ({"out": tmp_path}, "--out .*: a folder"),
+        ({"out": tmp_path / "names.csv", "test": tmp_path / "names.csv"}, "--out .*: is an input"),
         ({"work": run}, "--work .*: is a run"),
         ({"work": exported}, "--work .*: is a run or an exported folder"),
         ({"device": "tpu"}, "--device 'tpu'"),

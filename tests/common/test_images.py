@@ -11,6 +11,8 @@ import pytest
 from common.data.store import prepare_store
 from common.errors import InputError
 from common.images import open_images, prepare_images
+from common.listing import check_files
+from common.options import Options
 from tests.toy import TOY, Config, make_job, write_data
 
 
@@ -178,6 +180,11 @@ def test_folds_of_a_table_that_cannot_be_used(prepare, tmp_path):
         table.to_csv(path, index=False)
         with pytest.raises(InputError, match=said):
             prepare(fold_table=path)
+
+
+def test_missing_files_are_named_whatever_the_table_is_called(tmp_path):
+    with pytest.raises(InputError, match=r"\{0\}\{a\}\.csv: 1 images have no file, the first is a"):
+        check_files(["a"], [], {}, tmp_path / "{0}{a}.csv", Options())
 
 
 def test_what_is_left_out_is_listed(prepare, tmp_path):

@@ -220,6 +220,7 @@ def test_a_step_that_does_not_fit_names_the_batch_that_does():
     assert problem(5.5, split)[0].endswith("--micro-batch 9 would fit, with the same gradients")
     assert "not even one image" in problem(0.2, split)[0]  # less than the weights need
     assert "not even one image" in problem(1.2)[0] and "not even one image" in problem(1.2, split)[0]
+    assert "not even one image" in problem(0.2, replace(COST, each=0.0))[0]
     stage = replace(stage, part=9)
     assert stage.gib() == 5.5 and problem(5.5) == []
 

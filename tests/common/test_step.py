@@ -60,6 +60,13 @@ def test_a_file_that_is_missing_or_changed_is_written_again(content, job):
     assert run(job) == ["first"] and path.read_text() == "first 1"  # the same content: `second` is still current
 
 
+def test_steps_are_rebuilt_without_the_stored_configuration(job):
+    run(job)
+    job.run.path("config.json").write_text("{")
+    job.config["second"] = 2
+    assert run(job) == ["second"]
+
+
 def test_an_error_names_the_first_verb_to_run(job):
     with pytest.raises(InputError, match="run: `first` has no result yet; run the verb `first`"):
         require(job, job.steps["second"])

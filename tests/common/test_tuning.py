@@ -42,8 +42,9 @@ def test_the_rule_of_expected_dice_takes_the_best_mask_or_none():
             total, empty = mask.sum() + truth[i].sum(), empty + (not keeps)
             assert dice[i] == pytest.approx(1.0 if total == 0 else 2 * (mask * truth[i]).sum() / total)
         assert 0 < empty < len(probs)
-    with pytest.raises(InputError, match="needs the probability of a mask"):
-        rule_dice(regions, rule)
+    for without in (lambda: rule_dice(regions, rule), lambda: rule.apply(probs[0])):
+        with pytest.raises(InputError, match="needs the probability of a mask"):
+            without()
 
 
 def full_mask_dice(rule, probs, truth, gate_prob, connectivity):

@@ -345,6 +345,7 @@ def test_unusable_lists_and_outputs_are_refused(command, given):
     assert "none of the predicted images is in it" in command(f"{line} --list others.txt").errors
     assert "none.txt: no such file" in command(f"{line} --list none.txt").errors
     assert "--out probs.csv: is the table of predictions" in command(f"{line} --out probs.csv").errors
+    assert "--out labels.csv: is --labels" in command(f"{line} --out labels.csv").errors
 
 
 def test_public_densenet_scores_what_its_authors_say(command):
