@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from common.data.tables import match_names, path_without_suffix
 from common.errors import InputError, check, log
 from common.infer import mixing
 from common.job import derive_run, open_run
@@ -156,6 +157,8 @@ def read_file(path, first, read):
     Raises InputError if it lacks a test image, a class, or some of the training images but not all.
     """
     table, tests = read(path), first.job.images.ids(first.job.images.rows("test"))
+    by_path = {path_without_suffix(image_id): image_id for image_id in (*tests, *first.ids)}
+    table = table.set_axis(match_names(table.index, pd.Index(by_path)).map(lambda name: by_path.get(name, name)))
     predicted = {"oof": None}
     for part, ids in (("test", tests), ("oof", first.ids)):
         missing = [image_id for image_id in ids if image_id not in table.index]

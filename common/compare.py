@@ -13,7 +13,7 @@ import pandas as pd
 import tyro
 
 from common.config import file_hash
-from common.data.tables import named_images, read_patients
+from common.data.tables import match_names, named_images, read_patients
 from common.errors import InputError, check, log
 from common.job import open_run
 from common.metrics.classification import mean_of_defined
@@ -70,9 +70,14 @@ class Comparison:
         """Return the table for `measure` of the images in `predictions`, which must all have labels."""
         return self.join(predictions, labels.loc[predictions.index]).rename_axis("image_id").reset_index()
 
+    def read(self, predictions, labels):
+        """Return the tables of a file of predictions and of labels, with the same names for the same images."""
+        found, truth = self.read_predictions(predictions), self.read_labels(labels)
+        return found.set_axis(match_names(found.index, truth.index)), truth
+
     def score(self, predictions, labels):
         """Return the headline score of a file of predictions. Raises InputError if `labels` lacks one of its images."""
-        found, truth = self.read_predictions(predictions), self.read_labels(labels)
+        found, truth = self.read(predictions, labels)
         check(found.index.isin(truth.index).all(), f"{labels}: lacks images of {predictions}")
         return float(self.measure(self.join_images(found, truth), np.arange(len(found)), 1, 0)[self.headline][0])
 
@@ -179,9 +184,10 @@ def comparison_tools(recipe, config_class):
         for what, path in inputs.items():
             check(None in (out, path) or out.resolve() != path.resolve(), f"--out {out}: is {what}")
         log.info(f"labels of {_describe(labels)}; predictions of {_describe(predictions)}")
-        found, truth = comparison.read_predictions(predictions), comparison.read_labels(labels)
-        ids, names = found.index, None if listed is None else pd.Index(named_images(listed)[0])
-        if names is not None:
+        found, truth = comparison.read(predictions, labels)
+        ids, names = found.index, None
+        if listed is not None:
+            names = match_names(pd.Index(named_images(listed, known=ids)[0]), ids)
             ids = ids.intersection(names, sort=False)
             check(len(ids), f"{listed}: none of the predicted images is in it, such as {found.index[0]}")
             log.info(f"list {_describe(listed)}: {len(ids):,} of its {len(names):,} images are predicted")

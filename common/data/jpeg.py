@@ -78,7 +78,7 @@ def _without_oddities(data):
         segment = bytearray(data[at:end])
         if segment[1:2] == b"\xe0" and segment[4:9] == b"JFIF\0":
             segment[9:10] = b"\1"  # its version
-        elif segment[1:2] == b"\xee" and segment[4:9] == b"Adobe" and segment[15:16] > b"\2":
+        elif segment[1:2] == b"\xee" and segment[4:9] == b"Adobe" and segment[15:16] != b"\0":
             segment[15] = transform
         if segment[1:2] != b"\xe2":  # a colour profile
             parts.append(bytes(segment))

@@ -27,10 +27,10 @@ def read_patients(path, image_ids):
     """Return the patient of each image, str (N,), from a CSV; an image not in it counts as a separate patient.
 
     The first column names the image, with or without its suffix. The patient is in the column `patient_id`, or is the
-    number before the underscore in the column `NIH_ID` (00005593_000.png). Raises InputError for another header, an
-    image that occurs twice, or if none of the images is in it.
+    number before the underscore in the column `NIH_ID` (00005593_000.png). Folders count as in `match_names`. Raises
+    InputError for another header, if one of the images occurs twice, or if none of them is in it.
     """
-    table = read_table(path)
+    table, image_ids = read_table(path), pd.Index(list(image_ids))
     first = table.columns[0]
     if "patient_id" in table:
         patient = table["patient_id"]
@@ -38,15 +38,38 @@ def read_patients(path, image_ids):
         patient = table["NIH_ID"].str.split("_").str[0]
     else:
         raise InputError(f"{path}: needs a column patient_id or NIH_ID, has {', '.join(table.columns)}")
-    check_ids(table[first], path)
-    names = table[first].where(table[first].isin(list(image_ids)), table[first].map(strip_suffix))
-    check_ids(names, path)
+    paths = table[first].map(path_without_suffix)
+    for row, name in paths.items():
+        check_path(name, f"{path}, row {row + 2}")
+    by_path = dict(zip(image_ids.map(path_without_suffix), image_ids, strict=True))
+    names = table[first].where(table[first].isin(image_ids), match_names(paths, pd.Index(by_path)).map(by_path))
+    check_ids(names[names.notna()], path, check_path)
     known = dict(zip(names, patient, strict=True))
     missing = sum(image_id not in known for image_id in image_ids)
     if missing:
         check(missing < len(image_ids), f"{path}: none of the {missing} images is in it, such as {image_ids[0]}")
         log.info(f"{path}: {missing} of {len(image_ids)} images are not in it; each counts as a separate patient")
     return np.array([known.get(image_id) or f"image {image_id}" for image_id in image_ids])
+
+
+def path_without_suffix(name):
+    """Return an image's path, with / between folders and without its suffix."""
+    return "/".join([*re.split(r"[/\\]", name)[:-1], strip_suffix(name)])
+
+
+def match_names(names, known):
+    """Return image names as they stand in `known` where both mean the same image, and otherwise unchanged.
+
+    names: a Series or an Index; known: an Index; both of paths without suffix. A name means the image with the same
+    path, else that with the same last part, if no other name of either has this part and one of the two has no folder.
+    """
+    ends, known_ends = (each.map(lambda name: name.rpartition("/")[2]) for each in (names, known))
+    once = ~known_ends.duplicated(keep=False)
+    alike, paths, matched = dict(zip(known_ends[once], known[once], strict=True)), set(known), []
+    for name, end, repeated in zip(names, ends, ends.duplicated(keep=False), strict=True):
+        other = None if repeated or name in paths else alike.get(end)
+        matched.append(name if other is None or ("/" in name and "/" in other) else other)
+    return pd.Series(matched, names.index) if isinstance(names, pd.Series) else pd.Index(matched)
 
 
 def parse_ages(texts):

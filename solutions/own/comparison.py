@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 
 from common.compare import Comparison, means_of, measure_boxes
-from common.data.tables import some_rows
+from common.data.tables import path_without_suffix, some_rows
 from common.errors import InputError, check
 from common.metrics.classification import mean_of_defined
 from common.metrics.statistics import resample_aurocs
-from common.paths import read_parquet, strip_suffix
+from common.paths import read_parquet
 from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
 from solutions.own.labels import read_labels, task_of
@@ -50,22 +50,19 @@ def read_probabilities(path):
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     for row, column in np.argwhere(~((values >= 0) & (values <= 1)).to_numpy())[:1]:
         raise InputError(f"{path}, row {row + 2}: {table.iat[row, column + 1]!r} is not a probability")
-    return values.set_index(_plain_ids(path, table.iloc[:, 0]))
+    return values.set_index(_paths_of(path, table.iloc[:, 0]))
 
 
 def read_truth(path):
     """Return the labels of each class by image, from a CSV for classification."""
     labels = read_labels(path, task_of(path))
     check(not len(labels.marks), f"{path}: not labels for classification")
-    images = labels.images.set_index(_plain_ids(path, labels.images["name"]))
+    images = labels.images.set_index(_paths_of(path, labels.images["name"]))
     return images[labels.classes].add_prefix(TRUE).assign(patient_id=images["patient_id"])
 
 
-def _plain_ids(path, names):
-    """Return names of images without suffix, and without folders unless two images would have the same name then."""
-    ids = names.map(strip_suffix)
-    folders = names.str.rpartition("/")[0] + "/"
-    ids = ids.mask(ids.duplicated(keep=False), (folders + ids).str.removeprefix("/"))
+def _paths_of(path, names):
+    ids = names.map(path_without_suffix)
     check(ids.is_unique, f"{path}: two rows of the image {ids[ids.duplicated()].min()}")
     return ids
 

@@ -23,6 +23,7 @@ DEFAULTS = ("labels.csv", "labels.json", MASKS)
 GROUPING = ["patient_id", "split", "fold"]
 TRUE_CLASS = "true class"  # a column of confusion.csv
 TAKEN = {"image_id", "row", "width", "height", "ok", "used", "name", "where", "file", TRUE_CLASS, *GROUPING}
+TAKEN |= {"truth", "found", "mean", "dice", "iou"}  # columns and rows of comparisons
 SIZE = ["height", "width"]
 SPLITS = ("train", "val", "test")
 MISSING = ("nan", "na", "null", "<na>")  # and None, but a class may be called none
@@ -59,14 +60,18 @@ def find_labels(folder, given):
 def list_images(folder, labels=None):
     """Return {id: path} of the images at any depth under `folder`, and {name: id}.
 
-    If `labels` is a folder, its files are left out, as are those of a folder named `masks` in which it lies.
+    If `labels` is a folder, its files are left out, as are those of a folder in which it lies with other masks: one
+    named `masks`, or one outside which there is an image for each of the masks, and no folder `images` in it.
     Ids are stems, or relative paths if any two images have the same stem. An image may be named by its stem, its file
     name or its relative path with or without suffix; a name shared by several images has the id None.
     """
     above, masks = folder.resolve(), labels.resolve() if labels is not None and labels.is_dir() else None
+    found = paths.list_images(folder)
     if masks is not None:
-        masks = next((path for path in reversed(masks.parents) if path.name == MASKS and above in path.parents), masks)
-    found = paths.list_images(folder, skip=lambda path: path.resolve() == masks)
+        inside = [place for place in reversed(masks.parents) if above in place.parents]
+        where = {path: path.parent.resolve() / path.name for path in found}
+        masks = next((place for place in inside if place.name == MASKS or _holds_masks(place, masks, where)), masks)
+        found = [path for path in found if masks not in where[path].parents]
     places = {path.relative_to(folder): path for path in found}
     check(places, f"{folder}: no images in it ({', '.join(IMAGES)})")
     unique = len({strip_suffix(place.name) for place in places}) == len(places)
@@ -78,6 +83,15 @@ def list_images(folder, labels=None):
         for name in {stem, place.name, place.as_posix(), place.with_name(stem).as_posix()}:
             names[name] = image_id if names.get(name, image_id) == image_id else None
     return files, names
+
+
+def _holds_masks(place, masks, files):
+    """Return whether a folder around the folder `masks` has only masks, judging by the files inside and outside it."""
+    within = [path for path in files.values() if place in path.parents]
+    outside = {strip_suffix(path.name) for path in files.values() if place not in path.parents}
+    named = {strip_suffix(path.name) for path in within if masks in path.parents}
+    among_images = any("images" in path.relative_to(place).parts for path in within)
+    return bool(named) and named <= outside and not among_images
 
 
 def task_of(path):
@@ -223,7 +237,7 @@ def _read_coco(path, task, classes, folder):
 def _check_outline(outline, where):
     """Return COCO's polygons or run-length mask. Raises InputError for anything else and for fewer than 3 points."""
     size, counts = (outline.get(name) if isinstance(outline, dict) else None for name in ("size", "counts"))
-    if _are_numbers(size, int) and (isinstance(counts, str) or _are_numbers(counts, int)):
+    if _are_numbers(size, int) and len(size) == 2 and (isinstance(counts, str) or _are_numbers(counts, int)):
         return outline
     if not isinstance(outline, list) or not outline:
         raise InputError(f"{where}: segmentation is neither polygons nor a run-length mask")

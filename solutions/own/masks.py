@@ -85,7 +85,8 @@ def read_mark(mark, where, shape, mask_size="same"):
     """Return the mask of a file or a COCO annotation, bool (height, width); shape: height and width of the image."""
     if not isinstance(mark, str):
         outline, declared = mark
-        return fit_mask(coco.draw(outline, declared or shape, where), shape, where)[0]
+        own = outline["size"] if isinstance(outline, dict) else shape  # run-lengths know their size
+        return fit_mask(coco.draw(outline, declared or tuple(own), where), shape, where)[0]
     mask = read_mask(mark, may_be_empty=True)
     if mask.shape == tuple(shape):
         return mask

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from common.errors import check
 from common.recipe import Solution
 from solutions.own import boxes, classify, data, masks, report
 from solutions.own.comparison import COMPARISON
@@ -52,8 +53,10 @@ def pick(job, verb):
     elif config.task == "auto":
         about = (job.run.step("prepare") or {}).get("about", {})
         found = {name: about[name] for name in ("task", "n_folds", "folds") if name in about}
-    chosen = config.folds != tuple(range(config.n_folds)) and set(config.folds) < set(found.get("folds", ()))
-    found |= {"folds": config.folds} if chosen else {}
+    if "folds" in found and config.folds != tuple(range(config.n_folds)):  # named by --folds
+        known = found["folds"]
+        check(set(config.folds) <= set(known), f"--folds {config.folds}: the labels have the folds {tuple(known)}")
+        found["folds"] = config.folds
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     job.config = replace(config, **found)
     return RECIPES.get(job.config.task, RECIPES["multilabel"])

@@ -134,6 +134,7 @@ ODDITIES = {  # libjpeg warns of them, and then no more of anything
     "JFIF version": lambda data: data[:11] + b"\2" + data[12:],
     "colour profile": lambda data: add_segment(data, 0xE2, b"ICC_PROFILE\0\5\2" + bytes(20)),
     "Adobe transform": lambda data: add_segment(data[:2] + data[20:], 0xEE, b"Adobe\0\x64\0\0\0\0\7"),
+    "Adobe transform of four colours": lambda data: add_segment(data[:2] + data[20:], 0xEE, b"Adobe\0\x64\0\0\0\0\2"),
 }
 
 

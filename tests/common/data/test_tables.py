@@ -2,9 +2,10 @@
 
 import logging
 
+import pandas as pd
 import pytest
 
-from common.data.tables import named_images, read_ids, read_list, read_patients, some_rows
+from common.data.tables import match_names, named_images, read_ids, read_list, read_patients, some_rows
 from common.errors import InputError
 
 
@@ -38,6 +39,22 @@ def test_patients_by_name_or_by_their_first_image(write, caplog, monkeypatch):
     assert read_patients(write("file,patient_id", "a.dcm,p1", "b.png,p1"), ["a", "b"]).tolist() == ["p1", "p1"]
 
 
+def test_folders_in_a_map_of_patients(write):
+    lines = write("file,patient_id", "x/a.png,p1", "y/a.png,p2", "b.dcm,p3", "z/c.png,p4", "d.png,p5", "d.jpg,p6")
+    assert read_patients(lines, ["x/a.png", "y/a.png", "q/b.png", "c"]).tolist() == ["p1", "p2", "p3", "p4"]
+    assert read_patients(lines, pd.Series(["b"], [7])).tolist() == ["p3"]
+    with pytest.raises(InputError, match=r"none of the 1 images is in it, such as a"):
+        read_patients(lines, pd.Series(["a"], [7]))  # which of the two?
+    with pytest.raises(InputError, match=r"row 7: d appears twice"):
+        read_patients(lines, ["b", "d"])
+
+
+def test_names_match_by_path_then_by_an_unambiguous_last_part():
+    known = pd.Index(["x/1", "y/1", "2", "x/3", "4"])
+    assert match_names(pd.Index(["x/1", "2", "3", "x/4", "5"]), known).tolist() == ["x/1", "2", "x/3", "4", "5"]
+    assert match_names(pd.Index(["1", "z/3", "a/4", "b/4"]), known).tolist() == ["1", "z/3", "a/4", "b/4"]
+
+
 def test_the_name_of_a_patient_is_preferred(write):
     table = write("id,NIH_ID,patient_id", "a,00000005_001.png,p")
     assert read_patients(table, ["a"]).tolist() == ["p"]
@@ -48,7 +65,7 @@ def test_the_name_of_a_patient_is_preferred(write):
     [
         (["id,who", "a,p"], r"table\.csv: needs a column patient_id or NIH_ID, has id, who"),
         (["id,patient_id", "a,p", "a,q"], r"table\.csv, row 3: a appears twice"),
-        (["id,patient_id", "../a,p"], r"table\.csv, row 2: '\.\./a' is not a usable id"),
+        (["id,patient_id", "../a,p"], r"table\.csv, row 2: '\.\.' is not a usable id"),
         (["id,patient_id", "a"], r"table\.csv, row 2: 1 values"),
         (["id,patient_id", "a.png,p", "a.dcm,q"], r"table\.csv, row 3: a appears twice"),
         (["id,patient_id", "b,p", "c,p"], r"table\.csv: none of the 1 images is in it, such as a"),

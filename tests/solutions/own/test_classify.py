@@ -71,6 +71,12 @@ def test_labels_and_predictions_may_name_images_differently(tmp_path):
         assert COMPARISON.score(predictions, labels) == 0
     predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "x/a.png,0.9", "y/a.png,0.2")
     assert COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "x/a,1", "y/a,0")) == 1
+    labels = write_lines(tmp_path / "l.csv", "file,mass", "z/a,1", "y/a,0")
+    with pytest.raises(InputError, match="lacks images of"):  # those of other folders are other images
+        COMPARISON.score(predictions, labels)
+    predictions = write_lines(tmp_path / "sub.csv", "image_id,mass", "x/a,0.9", "b,0.2")
+    more = write_lines(tmp_path / "l.csv", "file,mass", "x/a,1", "y/a,1", "z/b.png,0")
+    assert COMPARISON.score(predictions, more) == 1
     with pytest.raises(InputError, match="two rows of the image a"):
         COMPARISON.score(predictions, write_lines(tmp_path / "l.csv", "file,mass", "a.png,1", "a.jpg,0"))
 

@@ -56,6 +56,22 @@ def test_labels_are_looked_for_beside_the_images(folder):
         find_labels(folder, "other.csv")
 
 
+@pytest.mark.parametrize(
+    ("masks", "others"),
+    [
+        ("annotations/lungs", ["annotations/heart/a.png", "annotations/heart/b.png"]),
+        ("train/masks", ["test/images/a.png"]),
+        ("masks/lungs", ["masks/heart/c.png"]),
+    ],
+)
+def test_other_masks_beside_the_labels_are_no_images(masks, others, tmp_path):
+    pictures = ["train/images/a.png", "train/images/b.png"]
+    write_images(tmp_path, [*pictures, *(f"{masks}/{name}.png" for name in "ab"), *others])
+    test = [name for name in others if name.startswith("test")]
+    files, _ = list_images(tmp_path, tmp_path / masks)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in files.values()) == sorted([*pictures, *test])
+
+
 def test_equal_stems_make_paths_the_ids(tmp_path):
     write_images(tmp_path, ["x/1.png", "y/1.png", "y/2.png"])
     files, names = list_images(tmp_path)
@@ -88,13 +104,17 @@ def test_patients_splits_and_folds(folder):
         read_folder(folder)
 
 
-@pytest.mark.parametrize(("given", "folds"), [((0, 1), (0, 1, 2)), ((1,), (1,)), ((0, 2), (0, 2)), ((0, 4), (0, 1, 2))])
+@pytest.mark.parametrize(("given", "folds"), [((0, 1), (0, 1, 2)), ((1,), (1,)), ((0, 2), (0, 2)), ((0, 4), None)])
 def test_folds_may_be_some_of_those_in_the_labels(given, folds, folder):
     write_lines(folder / "labels.csv", "image_id,mass,fold", "a,1,0", "b,0,1", "c,1,2", "d,0,0")
     config = replace(DEMO, n_folds=2 if given == (0, 1) else 5, folds=given)
     prepared = {"about": {"task": "multilabel", "n_folds": 3, "folds": [0, 1, 2]}}
     for verb in ("prepare", "train"):
         job = SimpleNamespace(config=config, options=Options(data=folder), run=SimpleNamespace(step=lambda _: prepared))
+        if folds is None:
+            with pytest.raises(InputError, match=r"--folds \(0, 4\): the labels have the folds \(0, 1, 2\)"):
+                pick(job, verb)
+            continue
         pick(job, verb)
         assert (job.config.n_folds, job.config.folds) == (3, folds)
 
@@ -139,6 +159,7 @@ def test_rare_classes(folder):
         (("image_id,label", "a,x", "b,x"), "1 classes are too few for the task multiclass"),
         (("image_id,class,x_min,y_min,x_max,y_max", "a,,,,,"), "0 classes are too few for the task detection"),
         (("image_id,width", "a,1"), "'width' cannot be the name of a class"),
+        (("image_id,truth", "a,1"), "'truth' cannot be the name of a class"),
         (("image_id,label", "a,x", "b,nan"), "row 3: label is 'nan', which may mean a missing value; leave it blank"),
         (("image_id,mass,patient_id", "a,1,p", "b,0,<NA>"), "row 3: patient_id is '<NA>', which may mean a missing"),
         (("image_id,class,x_min,y_min,x_max,y_max", "b,None,,,,", "a,None,1,1,2,2"), "row 3: class is 'None', which"),

@@ -46,6 +46,12 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(blob):
         coco.draw(text, (30, 40), "x")
 
 
+def test_run_lengths_without_a_declared_size_fit_a_resized_image(blob):
+    counts = coco.mask_fields(runs_of(blob), SimpleNamespace(height=40, width=30))["segmentation"]
+    found = masks.read_mark((counts, None), "x", (80, 60))
+    assert np.array_equal(found, np.kron(blob, np.ones((2, 2))) > 0)
+
+
 def test_polygons_are_drawn_as_pycocotools_draws_them():
     polygon = [5.0, 4.0, 90.5, 10.0, 70.0, 80.25, 12.0, 60.0]
     theirs = coco_masks.decode(coco_masks.frPyObjects([polygon], 100, 100))[..., 0] > 0
@@ -164,6 +170,7 @@ def test_a_structure_of_one_patient_has_no_score(tmp_path):
         ([[1, 1, None, 4, 2, 2]], "annotation 0: a polygon must be a list of x, y"),
         ({"size": [8, 8], "counts": None}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
         ({"size": [8, 8], "counts": [1.5]}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
+        ({"size": [8, 8, 3], "counts": [1]}, "annotation 0: segmentation is neither polygons nor a run-length mask"),
         ("dots", "annotation 0: segmentation is neither polygons nor a run-length mask"),
     ],
 )
