@@ -196,11 +196,11 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
         load_tools("refit")["refit"](source, out=out, hours=left(), **machine)
         return left_out
     left_out, folders = 0, []
-    for seed in options.seeds:
-        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{seed}"), hours=left())
+    for own in [dataclasses.replace(config, seed=seed) for seed in options.seeds]:  # all checked before the first run
+        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{own.seed}"), hours=left())
         if folders and options.fold_table is None:
             one = dataclasses.replace(one, fold_table=folders[0] / "folds.csv")
-        left_out = max(left_out, call(dataclasses.replace(config, seed=seed), one, load_verbs, tools))
+        left_out = max(left_out, call(own, one, load_verbs, tools))
         folders.append(one.out)
     load_tools("blend")["blend"](tuple(folders), out=out)
     return left_out
@@ -208,6 +208,7 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
 
 def _take_all_folds(words):
     """Return whether the command line asks for `--folds all`, and the words without it."""
+    words = [part for word in words for part in (("--folds", "all") if word == "--folds=all" else (word,))]
     places = [at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("--folds", "all")]
     return bool(places), words[: places[0]] + words[places[0] + 2 :] if places else words
 

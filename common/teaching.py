@@ -96,9 +96,10 @@ def _ask_teacher(job, kind, folder):
     with _open_teacher(job, kind, folder) as teacher:
         if not teacher.is_blend:
             teacher.refuse_derived()
+        predicted = require(teacher, teacher.steps["predict"])["key"]
         if kind == "teacher" and "x_min" not in read_parquet(teacher.run.path("oof.parquet")):
             del settings["confidence"]  # of boxes
-        key = [require(teacher, teacher.steps["predict"])["key"], settings, job.images.key, job.images.pixels_key]
+        key = [predicted, settings, job.images.key, job.images.pixels_key]
         ranks = (teacher.run.step("blend") or {}).get("average") == "rank"
         check(not ranks, f"{option}: a blend of ranks, which are no probabilities")
         theirs, own = (each.images.about.get("classes") for each in (teacher, job))

@@ -17,7 +17,7 @@ from common import cli
 from common.budget import Stopped
 from common.cli import Options, parse
 from common.config import FitConfig, read_settings, update
-from common.errors import InputError
+from common.errors import InputError, check
 
 log = logging.getLogger("common.test")
 
@@ -38,6 +38,9 @@ class Config:
     kind: Literal["a", "b"] = "a"
     tta: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self):
+        check(self.seed < 10**9, "seed is too large")
 
 
 SMALL = Config(Net(1))
@@ -101,8 +104,11 @@ def test_seeds_and_all_folds_pass_on_what_the_run_was_given(command):
     tools = {name: lambda *folders, **given: called.update(given) or 0 for name in ("blend", "refit")}
     assert command("run small --out r --seeds 1 2", tools, prepare=leave_out).status == 4
     assert str(called.pop("out")) == "r"
-    assert command("run small --out s --folds all --micro-batch 2 --grad-checkpointing", tools).status == 0
-    assert (called["micro_batch"], called["grad_checkpointing"]) == (2, True)
+    for folds in ("--folds all", "--folds=all"):
+        assert command(f"run small --out s {folds} --micro-batch 2 --grad-checkpointing", tools).status == 0
+        assert (called.pop("micro_batch"), called.pop("grad_checkpointing")) == (2, True)
+    done = command(f"run small --out t --seeds 1 {10**9}", tools)
+    assert done.status == 2 and not done.names  # refused before the first seed's run
 
 
 def test_settings_from_a_file(command, tmp_path, capsys):
