@@ -28,7 +28,7 @@ NAMES = {
 # Words in names of mask folders: leftMask, "right lung", left_lung_png. Left and right are the patient's.
 SIDES = {"left", "right"}
 MASK_WORDS = {"mask", "masks", "lung", "lungs", "heart", "clavicle", "clavicles", "manual", *SIDES}
-FLAT = 5  # pixels
+FLAT, MOST_LABELS = 5, 16  # pixels; grey levels of a map of several labels
 FORMATS = {suffix[1:] for suffix in MASKS}
 
 
@@ -158,10 +158,14 @@ def read_mask(path, may_be_empty=False):
 
 
 def _has_flat_grey(pixels, top):
-    """Return whether a square of FLAT pixels has one grey level, unlike soft edges and noise near black and white."""
+    """Return whether squares of FLAT pixels have one of few grey levels each, unlike edges and noise.
+
+    Soft edges that were enlarged have many levels.
+    """
     grey, square = (pixels > top / 16) & (pixels < 15 * top / 16), np.ones((FLAT, FLAT), np.uint8)
     pixels = pixels.astype(np.float32)
-    return grey.any() and (grey & (cv2.erode(pixels, square) == cv2.dilate(pixels, square))).any()
+    flat = grey & (cv2.erode(pixels, square) == cv2.dilate(pixels, square)) if grey.any() else grey
+    return 0 < len(np.unique(pixels[flat])) <= MOST_LABELS
 
 
 def same_proportions(size, other):

@@ -271,6 +271,10 @@ def test_masks_that_are_refused(tmp_path):
         assert str(error.value).startswith(f"{path}: ")
     soft = cv2.resize(lungs(), (240, 160), interpolation=cv2.INTER_LINEAR)
     assert np.array_equal(read_mask(save(tmp_path / "soft.png", soft)), soft > 127)
+    y, x = np.mgrid[:64, :64]
+    round_one = np.clip((20 - np.hypot(y - 32, x - 32)) * 80 + 128, 0, 255).astype(np.uint8)  # soft edges, enlarged
+    blocks = np.kron(round_one, np.ones((8, 8), np.uint8))
+    assert np.array_equal(read_mask(save(tmp_path / "blocks.png", blocks)), blocks > 127)
     with pytest.raises(InputError, match=r"nowhere\.png: the mask cannot be read"):
         read_mask(tmp_path / "nowhere.png")
 
