@@ -94,7 +94,9 @@ def blend_tool(recipe, config_class, read):
         for folder in runs:
             masks = recipe.maps and folder.is_dir() and not (folder / "config.json").is_file()
             if members and (folder.is_file() or masks):
-                members.append(read_file(folder, members[0], read))
+                theirs = read_file(folder, members[0], read)
+                is_taken = theirs.name in [each.name for each in members]
+                members.append(replace(theirs, name=str(folder.resolve())) if is_taken else theirs)
             else:
                 members.append(read_run(folder, recipe, config_class, [each.name for each in members]))
                 check_same(members[0], members[-1])
