@@ -68,6 +68,22 @@ def pixel_calibration(maps, mask, names=("pixels",)):
     return page.figure(drawn, f"Pixels: {CALIBRATION[0].lower()}{CALIBRATION[1:]}")
 
 
+def rule_surface(surface, x, y, metric, rule, caption):
+    """Return the figure of a metric by two settings of the rules tried, in a list that is empty if they never differ.
+
+    surface: one row per rule; rule: the chosen one, which is marked.
+    """
+    if surface[x].nunique() == surface[y].nunique() == 1:
+        return []
+    return [page.figure(plots.threshold_surface(surface, x, y, metric, (rule[x], rule[y])), caption)]
+
+
+def gate_hints(found, options):
+    """Return a hint to drop a weak gate by these command-line options; found: its AUROC, None if there is none."""
+    weak = found is not None and found < WEAK
+    return [f"The gate's AUROC is {found:.2f}: drop it with `{options}`."] if weak else []
+
+
 def worst_errors(table, text, *pictures):
     """Return the section on the worst errors: pictures, and a table of all images, worst first."""
     listed = page.table(table.reset_index(drop=True), limit=LISTED)

@@ -11,7 +11,7 @@ from common.infer import tta
 from common.metrics.calibration import choose_thresholds
 from common.network import Network, predict
 from common.nn.losses import bce
-from common.predictions import read_predictions
+from common.predictions import mean_over_folds, read_predictions
 from common.recipe import Choice, Solution
 from solutions.chestxray14 import data, localise, models, report
 from solutions.chestxray14.comparison import COMPARISON, epoch_chosen, results, score_part
@@ -102,13 +102,6 @@ def predict_rows(job, folds, rows, path, title):
         found[""] = trained[-1].load(job.run).probs(features)
     ids = pd.DataFrame({"image_id": job.images.ids(rows)})
     return {name: ids.assign(**dict(zip(CLASSES, found[name].T, strict=True))) for name in suffixes(job.config)}
-
-
-def mean_over_folds(suffix, tables):
-    """Return the mean of the folds' probabilities of the test images."""
-    table = pd.concat(tables, ignore_index=True).groupby("image_id", sort=False, as_index=False)[CLASSES].mean()
-    table.insert(1, "fold", -1)
-    return table
 
 
 def choose(job, oof):

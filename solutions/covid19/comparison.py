@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.compare import Comparison, means_of
+from common.compare import Comparison, means_of, measure_aurocs
 from common.data.folds import make_folds
 from common.data.tables import read_list
 from common.errors import InputError, check
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.classification import auroc, confusion_counts
-from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc, resample_aurocs
+from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc
 from common.paths import read_parquet
 from common.submit.boxes import NUMBER
 from solutions.covid19.collections import read_collections, strip_suffix
@@ -162,9 +162,8 @@ def _read(path, name, is_valid):
 def measure(table, groups, n_resamples, seed):
     """Return the paper's metrics at 0.5 and the AUROC, with the same bootstraps as score.json."""
     y, probs = (table[[name]].to_numpy() for name in ("label", "probability"))
-    areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
-    rates = RATES_AT_HALF(with_rates(table), groups, n_resamples, seed)
-    return rates | {"AUROC": (areas[0], resamples[:, 0])}
+    area = measure_aurocs(y, probs, ["AUROC"], groups, n_resamples, seed)["AUROC"]
+    return RATES_AT_HALF(with_rates(table), groups, n_resamples, seed) | {"AUROC": area}
 
 
 COMPARISON = Comparison(results, measure, read_probabilities, read_labels, "AUROC", published=published(), note=PRINTED)

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
 from common.data.loaders import SampleDataset
 from common.errors import InputError, check
-from common.infer.predict import predict_probs
 from common.metrics.classification import accuracy, auroc, confusion_counts
-from common.network import Network
+from common.network import Network, compute
 from common.nn.backbone import ExactLinear
 from common.nn.classifier import Classifier, build_classifier
 from common.nn.losses import bce
@@ -193,7 +192,5 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
 
 def heat_maps(job, network, rows, device, title, sign=1):
     """Return the Grad-CAM maps of a trained Network for store rows, float32 (n, h, w), computed in full precision."""
-    model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
-    how = {"batch_size": 2 * network.config.batch_size, "device": device, "amp": "fp32", "workers": job.workers}
-    how |= {"activation": torch.Tensor.float, "progress": title}
-    return predict_probs([partial(model.heat, sign=sign)], network.dataset(job, rows, False, False), **how)
+    model = network.load(job.run)
+    return compute(job, network, model, partial(model.heat, sign=sign), rows, title, device)

@@ -112,10 +112,7 @@ def _scores(run):
 def _decision(job):
     run, oof = job.run, read_parquet(job.run.path("oof_dice.parquet"))
     rule, surface = read_json(run.path("tuned.json"))["rule"], read_csv(run.path("surface.csv"))
-    figures = []
-    if len(surface) > 1:
-        drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
-        figures.append(page.figure(drawn, "Mean Dice of the rules compared"))
+    figures = results.rule_surface(surface, "pixel", "regions", "dice", rule, "Mean Dice of the rules compared")
     kept = f"the {rule['regions']} largest regions are kept" if rule["regions"] else "all regions are kept"
     text = (
         f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "

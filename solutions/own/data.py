@@ -14,7 +14,7 @@ from common.data.tables import read_list, read_patients
 from common.errors import InputError, check, log
 from common.listing import Listing
 from solutions.lung_segmentation import find_lungs, lung_region, weights_file
-from solutions.own.labels import MASKS, find_labels, list_images, read_labels
+from solutions.own.labels import MASKS, find_labels, list_images, read_labels, refuse
 
 SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
 VIEW = "view"  # name of the array of network inputs that replaces the stored images
@@ -34,8 +34,7 @@ def read(job):
     about["image_id"] = about["name"].map(lambda name: _identify(name, names, str(path)))
     lost = about["image_id"].isna()
     _skip(left_out, about[lost], config.on_missing, "on-missing", f"without a file in {options.data}")
-    for row in np.flatnonzero(~lost & about["image_id"].duplicated())[:1]:
-        raise InputError(f"{about['where'][row]}: a second name of the image {about['image_id'][row]}")
+    refuse(about, ~lost & about["image_id"].duplicated(), "a second name of the image {image_id}")
     known = about[classes].notna().any(axis=1) | (about["split"] == "test")
     _skip(left_out, about[~lost & ~known], options.on_unlabelled, "on-unlabelled", "without any label")
     about = about[~lost & known]

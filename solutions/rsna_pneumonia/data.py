@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.data.tables import read_ids, some_rows
+from common.data.tables import read_ids, refuse_faults, some_rows
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
@@ -65,7 +65,7 @@ def read_labels(path):
         check_id(image_id, f"{path}, row {row + 2}")
     target, some = table["Target"], (table["Target"] == "1").to_numpy()
     x, y, width, height = sides = table[SIDES].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
-    for wrong, problem in (
+    faults = [
         (~target.isin(["0", "1"]), "Target {Target!r} is neither 0 nor 1"),
         (~some & (table[SIDES] != "").any(axis=1), "Target 0 with the box {box}; it must be blank"),
         (some & ~np.isfinite(sides).all(axis=0), "Target 1 needs four numbers as its box, not {box}"),
@@ -74,11 +74,8 @@ def read_labels(path):
         (some & (sides.max(axis=0) <= 1), "the box {box} lies in 0 to 1, but must be in pixels"),
         (np.full(len(table), not some.any()), "no image has an opacity"),
         (target.groupby(table["patientId"]).transform("nunique") > 1, "this image has both targets, 0 and 1"),
-    ):
-        for row in np.flatnonzero(wrong)[:1]:
-            found = table.iloc[row]
-            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[SIDES]))
-            raise InputError(f"{path}, row {row + 2} ({found['patientId']}): {problem}")
+    ]
+    refuse_faults(path, table, faults, "patientId", SIDES)
     corners = np.stack([x, y, x + width, y + height], axis=1)
     boxes = pd.DataFrame({"image_id": table["patientId"], "class_id": 0})
     boxes[BOX] = corners.clip(max=SIDE)

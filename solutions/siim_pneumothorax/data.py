@@ -7,7 +7,7 @@ import pandas as pd
 
 from common.data.folds import quartile_strata
 from common.data.tables import read_ids, some_rows
-from common.errors import InputError, log
+from common.errors import InputError, check, log
 from common.listing import Listing, check_files, find_files, image_table, list_test
 from common.metrics import segmentation
 from common.paths import check_id
@@ -63,15 +63,14 @@ def read_labels(path):
     1024 × 1024 pixels, and an image with an empty row (-1) and any other row.
     """
     table = some_rows(path, COLUMNS)
-    rows, empty = {}, set()
+    rows = {}
     for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
         where = f"{path}, row {number}"
         runs = parse(rle, (SIZE, SIZE), where=where)
-        rows.setdefault(check_id(image_id, where), []).append(runs)
-        if not len(runs):
-            empty.add(image_id)
-        if image_id in empty and len(rows[image_id]) > 1:
-            raise InputError(f"{where}: {image_id} has an empty row (-1) and another one")
+        several = rows.setdefault(check_id(image_id, where), [])
+        several.append(runs)
+        fits = len(several) == 1 or all(map(len, several))
+        check(fits, f"{where}: {image_id} has an empty row (-1) and another one")
     return {image_id: union(several) for image_id, several in rows.items()}
 
 

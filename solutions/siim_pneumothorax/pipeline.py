@@ -12,7 +12,7 @@ from common.data.augment import enrichment_plan, paper_siim_enrichment
 from common.data.loaders import sliding_rate
 from common.infer import tta
 from common.metrics import segmentation
-from common.metrics.statistics import as_interval, bootstrap, format_interval
+from common.metrics.statistics import as_interval, as_json, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.losses import bce
 from common.nn.models import freeze_all_but_head, freeze_first_half, segmenter
@@ -172,7 +172,7 @@ def choose(job, oof):
     }
     if job.config.presence != "none":
         at_half = models.gate_figures(present.astype(int), gate)
-        figures["presence"] = {name: None if np.isnan(value) else float(value) for name, value in at_half.items()}
+        figures["presence"] = {name: as_json(value) for name, value in at_half.items()}
     surface = [{**asdict(rule), "dice": rule_dice(regions, rule, gate).mean()} for rule in tried]
     scored = table.assign(dice=tuned.dice, part=tuned.parts, present=present.astype(int))
     tables = {"surface.csv": pd.DataFrame(surface), "oof_dice.parquet": scored}

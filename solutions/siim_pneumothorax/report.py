@@ -27,10 +27,7 @@ COLUMNS = (
 
 def hints(job, score, trainings):
     """Return a hint about a weak gate, see common.report.hints."""
-    found = (score.get("presence") or {}).get("auroc")
-    if job.config.presence == "none" or found is None or found >= results.WEAK:
-        return []
-    return [f"The gate's AUROC is {found:.2f}: drop it with `--presence none --decision.gate 0`."]
+    return results.gate_hints(score.get("presence", {}).get("auroc"), "--presence none --decision.gate 0")
 
 
 def headline(job, score):
@@ -74,11 +71,10 @@ def _data(images):
 def _decision(job, oof, tuned):
     rules = page.rules_table(tuned["rule"], tuned["fold_rules"])
     constant = [name for name in rules if rules[name].nunique() == 1 and rules[name].iloc[0] in (0, False)]
-    surface, rule, figures = read_csv(job.run.path("surface.csv")), tuned["rule"], []
+    surface, rule = read_csv(job.run.path("surface.csv")), tuned["rule"]
     x, y = ("top", "min_pixels") if rule["min_pixels"] else ("pixel", "min_area")
-    if surface[x].nunique() > 1 or surface[y].nunique() > 1:
-        drawn = plots.threshold_surface(surface, x, y, "dice", (rule[x], rule[y]))
-        figures.append(page.figure(drawn, "Mean Dice of all out-of-fold images, with the best other settings"))
+    caption = "Mean Dice of all out-of-fold images, with the best other settings"
+    figures = results.rule_surface(surface, x, y, "dice", rule, caption)
     if surface["gate"].nunique() > 1:
         best = surface.groupby("gate")["dice"].max()
         drawn = plots.line_with_peak(best.index, best, "gate", "dice", rule["gate"])

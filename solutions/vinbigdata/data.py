@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.data.dicom import read_header
-from common.data.tables import read_ids, some_rows
+from common.data.tables import read_ids, refuse_faults, some_rows
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
@@ -116,16 +116,12 @@ def read_train(path):
         (healthy & ~blank.all(axis=1), "class 14 (No finding) with the box {box}; it must be blank"),
         (~healthy & blank.any(axis=1), "a finding needs x_min, y_min, x_max and y_max, not {box}"),
         (~healthy & ~numbers, "the box {box} is not four finite numbers"),
-        (pd.Series(small), "the box {box} lies in 0 to 1, but must be in pixels"),
+        (small, "the box {box} lies in 0 to 1, but must be in pixels"),
         (~healthy & ~order, "the box {box} must have x_min < x_max and y_min < y_max"),
         (~healthy & (boxes.min(axis=1) < 0), "the box {box} starts outside the image"),
         (healthy & ~healthy.groupby(reads).transform("all"), "{rad_id} marks a finding and No finding in this image"),
     ]
-    for wrong, problem in faults:
-        if wrong.any():
-            found = table.loc[wrong.idxmax()]
-            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[BOX]))
-            raise InputError(f"{path}, row {wrong.idxmax() + 2} ({found['image_id']}): {problem}")
+    refuse_faults(path, table, faults, box=BOX)
     table = pd.concat([table[["image_id"]], class_id, table[["rad_id"]], boxes], axis=1)
     repeated = table.duplicated()
     if repeated.any():
@@ -296,7 +292,5 @@ def _read_sizes(path, ids):
     table = table[columns].set_axis(SIZES, axis=1)
     sides = table[SIZES[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     usable = ((sides % 1 == 0) & (sides > 0) & (sides < 1e6)).all(axis=1)
-    for k in np.flatnonzero(~usable)[:1]:
-        values = " and ".join(f"{name} {table[name][k]!r}" for name in SIZES[1:])
-        raise InputError(f"{path}, row {k + 2} ({table['image_id'][k]}): {values} must be whole numbers of pixels")
+    refuse_faults(path, table, [(~usable, "width {width!r} and height {height!r} must be whole numbers of pixels")])
     return pd.concat([table["image_id"], sides.astype(np.int64)], axis=1)

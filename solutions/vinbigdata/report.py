@@ -104,11 +104,10 @@ def _decision(run):
     surface, rule = read_csv(run.path("surface.csv"), ["iou", "skip", "map"]), tuned["rule"]
     rules = page.rules_table(rule, tuned["part_rules"])
     rules["weights"] = [" ".join(f"{weight:g}" for weight in weights) for weights in rules["weights"]]
-    drawn = plots.threshold_surface(sweep, "alpha", "beta", "map", (rule["alpha"], rule["beta"]))
-    figures = [page.figure(drawn, "mAP of all images by alpha and beta; beta -1: No finding on every image")]
-    if surface["iou"].nunique() > 1 or surface["skip"].nunique() > 1:
-        drawn = plots.threshold_surface(surface, "iou", "skip", "map", (rule["iou"], rule["skip"]))
-        figures.append(page.figure(drawn, "mAP of all images by iou and skip, with the best other settings"))
+    caption = "mAP of all images by alpha and beta; beta -1: No finding on every image"
+    figures = results.rule_surface(sweep, "alpha", "beta", "map", rule, caption)
+    caption = "mAP of all images by iou and skip, with the best other settings"
+    figures += results.rule_surface(surface, "iou", "skip", "map", rule, caption)
     return page.section(
         "Decision",
         page.table(rules, "Rules, chosen on out-of-fold boxes (beta -1: No finding on every image, the winners' rule)"),
