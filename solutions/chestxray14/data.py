@@ -43,9 +43,8 @@ def read_competition(job):
     lists, with said (one line), test_name (of the test images), structures (those that weight features, or None).
     """
     options, config = job.options, job.config
-    path = KAGGLE.find_file(
-        options.data, [name for key, name in nih.TABLES.items() if config.label_table in (key, None)]
-    )
+    names = [name for key, name in nih.TABLES.items() if config.label_table in (key, None)]
+    path = KAGGLE.find_file(options.data, names)
     folder, files = path.parent, find_images(path.parent)
     for other in set(nih.TABLES.values()) - {path.name}:
         if (folder / other).is_file():
@@ -210,9 +209,8 @@ def _named_test(path, labels, train, files, split):
     test = test.fillna(UNKNOWN | {"patient_id": test["patient"]})[labels.columns]
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())
     if shared:
-        log.info(
-            f"--test: {shared} of the {len(test)} images are of patients with training images, which inflates scores"
-        )
+        how = "of patients with training images, which inflates scores"
+        log.info(f"--test: {shared} of the {len(test)} images are {how}")
     return test, more
 
 

@@ -35,12 +35,10 @@ def fold_networks(config, fold):
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
         dataset = partial(models.view_dataset, config=own, stage=stage)
-        # box and pairwise losses are not means over images, and mixup mixes images across the whole batch
         active = np.ones(len(LABELS), bool) if own.class_patience else None
-        how = {
-            "step": partial(models.training_loss, own, active=active),
-            "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0,
-        }
+        how = {"step": partial(models.training_loss, own, active=active)}
+        # box and pairwise losses are not means over images, and mixup mixes images across the whole batch
+        how["couples"] = max(own.box_loss, own.auc_loss, own.mixup) > 0
         if own.class_patience:
             how["before_epoch"] = partial(models.stop_classes, own.class_patience, active)
         network = _classifier(fold, stage, own, partial(models.build_network, own), dataset, **how)

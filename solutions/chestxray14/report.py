@@ -59,13 +59,12 @@ def _data(images):
     counts = count_labels(train[labels], known[labels], images.tables[BOX_TABLE]["label"])
     folds = train.assign(finding=train[labels].sum(axis=1) > 0).groupby("fold")
     folds = folds.agg(images=("row", "size"), patients=("patient_id", "nunique"), finding=("finding", "sum"))
+    tables = page.table(counts, "Images by label"), page.table(folds.reset_index(), "Folds, by patient and all labels")
     return page.section(
         "Data",
         f"{len(train):,} images of {train['patient_id'].nunique():,} patients for training; {len(test):,} to predict, "
         f"{len(known):,} of them labelled.",
-        page.grid(
-            page.table(counts, "Images by label"), page.table(folds.reset_index(), "Folds, by patient and all labels")
-        ),
+        page.grid(*tables),
     )
 
 

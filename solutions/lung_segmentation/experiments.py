@@ -15,6 +15,7 @@ from common.network import predict, train, with_rate
 from common.paths import write_csv
 from common.recipe import read_rule, read_score
 from common.runs import git_revision
+from common.step import Step
 from solutions.lung_segmentation.data import true_masks
 from solutions.lung_segmentation.postprocess import MaskRule, figures, measure
 from solutions.lung_segmentation.segmenter import save_segmenter
@@ -119,6 +120,10 @@ def _finish(job, name, rows):
     shutil.rmtree(job.run.path(SCRATCH), ignore_errors=True)
     columns = [c for c in table.columns if not c.startswith(("precision", "recall", "accuracy", "iou", "paper"))]
     log.info(table[columns].to_string(index=False, float_format="%.4f".__mod__))
+
+
+ABLATION = Step("ablate", run_ablation, reads=experiment_key, files=("ablation.csv",))
+CROSS = Step("cross", run_cross, reads=experiment_key, files=("cross.csv",))
 
 
 def export_segmenter(job):

@@ -17,7 +17,7 @@ from common.network import predict
 from common.paths import write_csv
 from common.post.rle import ABSOLUTE, decode, encode
 from common.recipe import Choice, Solution
-from common.step import Step, run_step
+from common.step import run_step
 from common.submit.table import read_table
 from common.submit.validate import validate_shaped_masks
 from common.train import distributed
@@ -149,9 +149,6 @@ SOLUTION = Solution(
     comparison=COMPARISON,
     hidden="hidden",
     report=report,
-    further_steps=(
-        Step("ablate", experiments.run_ablation, reads=experiments.experiment_key, files=("ablation.csv",)),
-        Step("cross", experiments.run_cross, reads=experiments.experiment_key, files=("cross.csv",)),
-    ),
+    further_steps=(experiments.ABLATION, experiments.CROSS),
     further_verbs={"export_segmenter": experiments.export_segmenter},
 )

@@ -64,9 +64,8 @@ def read(job):
     if len(marks):
         ids = train.set_index("name")["image_id"]
         marks = marks[marks["name"].isin(ids.index) & marks["class"].isin(classes)]
-        marks = marks.assign(
-            image_id=ids[marks["name"]].to_numpy(), class_id=pd.Index(classes).get_indexer(marks["class"])
-        )
+        numbers = pd.Index(classes).get_indexer(marks["class"])
+        marks = marks.assign(image_id=ids[marks["name"]].to_numpy(), class_id=numbers)
     about = {"task": config.task, "classes": classes}
     return Listing(
         options.data,
@@ -178,9 +177,8 @@ def _skip(left_out, rows, choice, option, what):
     """Add rows to left_out, or raise InputError if the user's choice for them is `error`."""
     if len(rows) and choice == "error":
         first = rows.iloc[0]
-        raise InputError(
-            f"{first['where']}: {first['name']!r} is one of {len(rows)} images {what}; --{option} skip leaves them out"
-        )
+        which = f"{first['name']!r} is one of {len(rows)} images {what}"
+        raise InputError(f"{first['where']}: {which}; --{option} skip leaves them out")
     left_out += [(row.name, row.where, what) for row in rows[["name", "where"]].itertuples(index=False)]
 
 

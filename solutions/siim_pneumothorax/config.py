@@ -175,11 +175,10 @@ SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 LITE = "tf_efficientnet_lite0"
 _GATE = {"backbone": LITE, "size": 128, "epochs": 6, "lr": 1e-3, "clip_norm": 1.0}
 _GATE |= {"averaging": ("classic",), "classic_start": 0.5}  # batch norms are re-estimated for averages
+_OUTLINES = {"encoder": LITE, "sizes": (160,), "epochs": 7, "lr": 1e-3, "window": 3}
 DEMO = Config(
     classifier=ClassifierConfig(**GATE | SMALL | _GATE),
-    segmenter=SegmenterConfig(
-        **OUTLINES | SLIDING | SMALL | {"encoder": LITE, "sizes": (160,), "epochs": 7, "lr": 1e-3, "window": 3}
-    ),
+    segmenter=SegmenterConfig(**OUTLINES | SLIDING | SMALL | _OUTLINES),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),

@@ -136,6 +136,4 @@ def _predict_masks(job, networks, variant="window"):
     return write_masks(job.run.path(SCRATCH, f"{network.stage}-{variant}.b2nd"), (n, *found.shape[1:]), drain(parts))
 
 
-ABLATION = Step(
-    "ablate", run_ablation, needs=("predict",), reads=lambda job: to_dict(job.config), files=("ablation.csv",)
-)
+ABLATION = Step("ablate", run_ablation, ("predict",), reads=lambda job: to_dict(job.config), files=("ablation.csv",))

@@ -104,9 +104,8 @@ def apply_rule(detections, image_ids, health, rule):
     kept = ~replaced[at]
     empty = np.bincount(at[kept], minlength=len(ids)) == 0
     added = np.flatnonzero(joined | empty)
-    boxes = no_findings(
-        pd.DataFrame({"image_id": ids[added], "score": np.where(replaced | ~joined, 1.0, probs)[added]})
-    )
+    score = np.where(replaced | ~joined, 1.0, probs)[added]
+    boxes = no_findings(pd.DataFrame({"image_id": ids[added], "score": score}))
     findings = detections.assign(score=scale_scores(detections, at, probs, present, rule))
     parts = [findings.loc[kept, COLUMNS], boxes[COLUMNS]]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
