@@ -3,6 +3,7 @@
 import csv
 import os
 import tempfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,10 @@ NIH_HEADER = (
 )
 
 
-def write_sample(folder, solution, version, least, write, **parameters):
+LEAST = {"n_train": 4, "n_test": 1, "seed": 0}
+
+
+def write_sample(folder, solution, version, write, least=LEAST, **parameters):
     """Fill a temporary folder by `write(path, **parameters)`, rename it to `folder` and return that as a Path.
 
     least: the minima of the parameters that are whole numbers, by name. All that the files depend on is stored in
@@ -103,6 +107,17 @@ def make_dicom(levels, image_id, sex, age, bits=8):
     dataset.PixelData = levels.tobytes()
     dataset["PixelData"].VR = kind
     return dataset
+
+
+def write_dicom(path, dataset):
+    """Write a DICOM file and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def make_uuid(*words):
+    """Return the UUID that belongs to some words or numbers; as a UID, its number follows the root 2.25."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, " ".join(map(str, words)))
 
 
 def nih_dicom(image, study, series, image_id, patient_id, view, person, raw=False):

@@ -68,6 +68,11 @@ def pixel_calibration(maps, mask, names=("pixels",)):
     return page.figure(drawn, f"Pixels: {CALIBRATION[0].lower()}{CALIBRATION[1:]}")
 
 
+def fold_table(train, **columns):
+    """Return the number of images of each fold in an image table, and further columns for `DataFrameGroupBy.agg`."""
+    return train.groupby("fold").agg(images=("row", "size"), **columns).reset_index()
+
+
 def rule_surface(surface, x, y, metric, rule, caption):
     """Return the figure of a metric by two settings of the rules tried, in a list that is empty if they never differ.
 
@@ -82,6 +87,16 @@ def gate_hints(found, options):
     """Return a hint to drop a weak gate by these command-line options; found: its AUROC, None if there is none."""
     weak = found is not None and found < WEAK
     return [f"The gate's AUROC is {found:.2f}: drop it with `{options}`."] if weak else []
+
+
+def most_confident(truth, probs):
+    """Return (title, row, class) of each class's most confident right and wrong prediction; truth, probs: (n, C)."""
+    chosen = []
+    for k in range(probs.shape[1]):
+        order = np.argsort(-probs[:, k])
+        for title, value in (("right", 1), ("wrong", 0)):
+            chosen += [(title, at, k) for at in order[truth[order, k] == value][:1]]
+    return chosen
 
 
 def worst_errors(table, text, *pictures):

@@ -9,6 +9,7 @@ import pandas as pd
 from common.errors import check
 from common.infer import tta
 from common.metrics.calibration import choose_thresholds
+from common.metrics.statistics import as_json
 from common.network import Network, predict
 from common.nn.losses import bce
 from common.predictions import mean_over_folds, read_predictions
@@ -23,11 +24,6 @@ from solutions.chestxray14.leaks import check_run, origin
 # Settings that `prepare` depends on, besides those of the lungs.
 PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
-
-
-def networks(job):
-    """Return each fold's networks: one per view, then the layer that fuses them if the recipe has one."""
-    return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
 
 
 def fold_networks(config, fold):
@@ -107,7 +103,6 @@ def choose(job, oof):
     config, images = job.config, job.images
     truth = labels_of(images, images.rows_of(oof.table["image_id"]))
     cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
-    thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # only 0s or only 1s
     parts = {name: score_part(results(job, name)[""], config.seed) for name in ("oof", "test")}
     check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
@@ -115,7 +110,7 @@ def choose(job, oof):
     figures = {"auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()}}
     figures["official"] = {name: value for name, value in images.about.items() if name != "pixels"}
     tables = {"classes.csv": classes[["split", *classes.columns.drop("split")]]}
-    rule = {"thresholds": dict(zip(LABELS, thresholds, strict=True))}
+    rule = {"thresholds": {label: as_json(cut) for label, cut in zip(LABELS, cuts, strict=True)}}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
@@ -153,7 +148,7 @@ SOLUTION = Solution(
     read=data.read_competition,
     refine=add_lungs,
     read_test=data.read_test,
-    networks=networks,
+    networks=lambda job: [network for fold in job.config.folds for network in fold_networks(job.config, fold)],
     before_training=check_training,
     predict=predict_rows,
     suffixes=suffixes,

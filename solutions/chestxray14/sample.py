@@ -53,8 +53,7 @@ def make_sample(folder, n_train=96, n_test=32, seed=0):
 
     Holds images_001/images/<patient>_<follow-up>.png (512 × 512), images_002 and Kaggle's tables and lists.
     """
-    least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, "chestxray14", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
+    return write_sample(folder, "chestxray14", VERSION, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):

@@ -22,11 +22,6 @@ NO_SAME = (
 SEGMENTER = "lungs.safetensors"  # name of the lung segmenter in an exported folder
 
 
-def networks(job):
-    """Return the network of each held-out fold."""
-    return [models.covid_network(job.config, fold) for fold in job.config.folds]
-
-
 def predict_rows(job, folds, rows, path, title):
     """Return the probability of each image that can be predicted, averaged over the folds' networks."""
     rows = rows[data.can_predict(job.images.at(rows), job.config)]
@@ -78,7 +73,7 @@ SOLUTION = Solution(
     refine=data.refine,
     read_test=data.read_test,
     refine_test=data.refine_test,
-    networks=networks,
+    networks=lambda job: [models.covid_network(job.config, fold) for fold in job.config.folds],
     predict=predict_rows,
     prediction_key=lambda config: [config.tta, config.view],
     choose=choose,

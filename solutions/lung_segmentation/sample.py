@@ -37,7 +37,7 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
-    return write_sample(folder, "lung_segmentation", VERSION, least, _write, **counts, seed=seed)
+    return write_sample(folder, "lung_segmentation", VERSION, _write, least, **counts, seed=seed)
 
 
 def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):

@@ -1,6 +1,6 @@
 """RSNA pneumonia: detectors find opacities, a gate finds images without any, and a rule turns both into boxes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -75,7 +75,7 @@ def choose(job, oof):
         "nested_by": "halves of the patients" if tuned.halves else "folds",
     }
     tables = {
-        "surface.csv": pd.DataFrame([asdict(rule) | {"map": mean_score(score(rule))} for rule in rules]),
+        "surface.csv": tuned.surface("map"),
         "oof_scores.parquet": pd.DataFrame({"image_id": ids, "score": tuned.dice, "gate": probs}),
         "oof_decided.parquet": pd.concat([apply_rule(fused(rule.iou), part, rule) for part, rule in under]),
     }

@@ -56,14 +56,14 @@ def sections(job):
 def _data(images):
     train = images.table[images.table["split"] == "train"]
     areas = train["area"].where(train["area"] > 0)
-    columns = {"images": ("row", "size"), "positive": ("present", "sum"), "patients": ("patient_id", "nunique")}
-    folds = train.assign(area=areas).groupby("fold").agg(**columns, median_area=("area", "median"))
+    columns = {"positive": ("present", "sum"), "patients": ("patient_id", "nunique"), "median_area": ("area", "median")}
+    folds = results.fold_table(train.assign(area=areas), **columns)
     shares = {"masks": 100 * areas / SIZE**2}
     return page.section(
         "Data",
         f"{len(train):,} labelled images, {int(train['present'].sum()):,} with a pneumothorax; "
         f"{len(images.table) - len(train):,} to predict.",
-        page.table(folds.reset_index(), "Folds, stratified by presence and mask size"),
+        page.table(folds, "Folds, stratified by presence and mask size"),
         page.figure(plots.histogram(shares, "mask area, % of the image"), "Sizes of the masks"),
     )
 

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.data.dicom import read_header
-from common.data.tables import read_ids, refuse_faults, some_rows
+from common.data.tables import refuse_faults, some_rows
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
-from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
+from common.listing import FURTHER, Listing, image_table, list_test, match_files, neutral_answers
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
 from common.paths import check_id, competition_file, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
@@ -41,8 +41,7 @@ def read_competition(job):
     labels_path, sample_path = folder / "train.csv", folder / "sample_submission.csv"
     labels = read_train(labels_path).sort_values(["image_id", "class_id", "rad_id", *BOX])
     train_ids = labels["image_id"].unique().tolist()
-    files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, SAMPLE))
-    check_files(train_ids, test_ids, files, labels_path, options)
+    files, test_ids = match_files(labels_path, train_ids, sample_path, SAMPLE, options)
     check((labels["class_id"] != NO_FINDING).any(), f"{labels_path}: no image has a finding")
     table, n = make_image_table(labels, image_table(train_ids, test_ids, options.id_map)), len(train_ids)
     originals, sizes = _read_originals(options, table["image_id"])
@@ -50,7 +49,7 @@ def read_competition(job):
         folder,
         table,
         files,
-        _sample(test_ids),
+        neutral_answers(test_ids, SAMPLE, NOTHING),
         strata=make_strata(table[:n], labels, job.config.rater_aware),
         labels=[labels.to_numpy().tolist(), sizes[:n]],
         tables={"labels": labels, "originals": originals},
@@ -85,7 +84,7 @@ def read_test(job):
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
     known = {"tables": {"originals": originals}, "about": {"pixels": digest(sizes)}}
-    return Listing(folder, image_table([], ids), files, _sample(ids), **known)
+    return Listing(folder, image_table([], ids), files, neutral_answers(ids, SAMPLE, NOTHING), **known)
 
 
 def read_train(path):
@@ -173,10 +172,6 @@ def fuse_marks(marked, table, fusion, path):
     fused = fuse_raters(marked.assign(**dict(zip(BOX, inside.T, strict=True))), fusion.raters_iou, JOIN[fusion.raters])
     fused["row"] = table["row"].to_numpy()[index.get_indexer(fused["image_id"])]
     return fused[["image_id", "row", "class_id", *BOX, "votes"]]
-
-
-def _sample(test_ids):
-    return pd.DataFrame({"image_id": test_ids, "PredictionString": NOTHING})
 
 
 def _read_originals(options, ids):

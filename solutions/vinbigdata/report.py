@@ -65,7 +65,7 @@ def _data(images):
     by_class = boxes.groupby("class_id")["area"]
     counts = pd.DataFrame({"class": CLASSES, "images": [*train[FINDINGS].sum(), (train["abnormal"] == 0).sum()]})
     counts["boxes"], counts["median area, %"] = by_class.size().astype("Int64"), by_class.median()
-    folds = train.groupby("fold").agg(images=("row", "size"), abnormal=("abnormal", "sum")).reset_index()
+    folds = results.fold_table(train, abnormal=("abnormal", "sum"))
     maps = {CLASSES[k]: shares[boxes["class_id"] == k] for k in range(NO_FINDING)}
     return page.section(
         "Data",
