@@ -69,6 +69,12 @@ def write_rows(path, rows, header="", end="\r\n"):
         csv.writer(file, lineterminator=end).writerows(rows)
 
 
+def crop(starts, sides, size):
+    """Return slices of these sides that begin as near to `starts` as an image of `size` pixels allows."""
+    starts = [min(max(start, 0), size - side) for start, side in zip(starts, sides, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+
+
 def draw_visits(rng, count):
     """Return the visit number of each of `count` images: half of the patients have one image, some two to four."""
     visits = []

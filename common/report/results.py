@@ -6,6 +6,7 @@ import pandas as pd
 from common.data.folds import make_folds
 from common.metrics import calibration
 from common.metrics.classification import auroc, confusion_counts, recall, specificity
+from common.paths import read_csv
 from common.report import class_plots, page, plots
 
 IMAGES, PIXELS = 100, 2000  # images in the calibration of pixels, and pixels of each
@@ -97,6 +98,13 @@ def most_confident(truth, probs):
         for title, value in (("right", 1), ("wrong", 0)):
             chosen += [(title, at, k) for at in order[truth[order, k] == value][:1]]
     return chosen
+
+
+def submitted_probabilities(job):
+    """Return a histogram of the probabilities in submission.csv, of its first four classes."""
+    table = read_csv(job.run.path("submission.csv"))
+    groups = {name: table[name] for name in table.columns[1:5]}
+    return page.figure(plots.histogram(groups, "probability"), "Probabilities of the first classes")
 
 
 def worst_errors(table, text, *pictures):

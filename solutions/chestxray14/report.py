@@ -192,9 +192,7 @@ def confident_galleries(images, table):
 
 def submission(job, record):
     """Return a histogram of the submitted probabilities."""
-    table = read_csv(job.run.path("submission.csv"))
-    groups = {label: table[label] for label in LABELS[:4]}
-    return [page.figure(plots.histogram(groups, "probability"), "Probabilities of four of the labels")]
+    return [results.submitted_probabilities(job)]
 
 
 def show_predictions(submission, folder=None, count=4):

@@ -167,7 +167,7 @@ def _cross(job):
 def submission(job, record):
     """Return a note on where the masks are, and pictures of the first rejected and the first accepted ones."""
     test, rejected = read_parquet(job.run.path("test.parquet")), read_csv(job.run.path("rejected.csv"), dtype=str)
-    reasons = test["image_id"].map(rejected.set_index("image_id")["reason"]).fillna("")
+    reasons = test[["image_id"]].merge(rejected, "left")["reason"].fillna("")
     galleries = []
     for title, part in (("Rejected by the area gate", reasons != ""), ("First masks", reasons == "")):
         rows = test[part][:8]

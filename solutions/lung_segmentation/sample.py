@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import phantom
 from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
-from common.phantom.sample import in_threads, write_sample
+from common.phantom.sample import crop, in_threads, write_sample
 
 VERSION = 1  # raise it whenever the files for a seed change
 ABNORMAL = 0.45  # share of abnormal images of Montgomery and Shenzhen
@@ -111,8 +111,7 @@ def _window(lungs, number, montgomery):
     else:
         sides = np.random.default_rng([number, 2]).integers(LEAST, MOST, 2, endpoint=True).tolist()
     centred = (y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2)
-    starts = [min(max(start, 0), len(lungs) - side) for start, side in zip(centred, sides, strict=True)]
-    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+    return crop(centred, sides, len(lungs))
 
 
 def _save(path, image):

@@ -122,6 +122,4 @@ def submission(job, record):
     """Return which file labelling tools can import, or a histogram of the predicted probabilities."""
     if job.config.task in ANSWERS:
         return [f"submission.coco.json holds {ANSWERS[job.config.task]} for labelling tools."]
-    table = read_csv(job.run.path("submission.csv"))
-    groups = {name: table[name] for name in table.columns[1:5]}
-    return [page.figure(plots.histogram(groups, "probability"), "Probabilities of the first classes")]
+    return [results.submitted_probabilities(job)]

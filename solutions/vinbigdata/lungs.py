@@ -54,11 +54,9 @@ class LungSamples(SampleDataset):
         return torch.cat([image, self.masks[key][0]]), row
 
 
-def samples(images, rows, size, with_lungs):
-    """Return the samples of store rows of Images at `size` pixels, LungSamples if asked for."""
-    if with_lungs:
-        return LungSamples(images.store.images, images.arrays["masks"], size, rows)
-    return images.dataset(rows, size)
+def samples(job, rows, size):
+    """Return the LungSamples of store rows at `size` pixels."""
+    return LungSamples(job.images.store.images, job.images.arrays["masks"], size, rows)
 
 
 def locate_findings(images):

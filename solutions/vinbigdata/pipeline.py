@@ -69,7 +69,7 @@ def detector_network(config, fold, member):
         lambda: pipeline(augmentation, size, detector.default_mapper),
         partial(data.detector_figures, classes=classes),
         rows,
-        lambda job, rows, size: lungs.samples(job.images, rows, size, detector.lung_channel),
+        lungs.samples if detector.lung_channel else None,
         classes,
     )
     return replace(network, taught=taught)

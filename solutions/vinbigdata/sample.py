@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000Lossless
 from common import phantom
 from common.errors import check
 from common.phantom import findings as draws
-from common.phantom.sample import draw_findings, in_threads, make_dicom, write_dicom, write_rows, write_sample
+from common.phantom.sample import crop, draw_findings, in_threads, make_dicom, write_dicom, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 2  # raise it whenever the files for a seed change
@@ -101,12 +101,8 @@ def _window(kept, rng):
     size, shares = len(kept), rng.permutation([rng.uniform(0.75, 0.9), 1])
     margin = np.ones((size // 20, size // 20), np.uint8)
     x, y, wide, high = cv2.boundingRect(cv2.dilate(np.uint8(kept), margin))
-    slices = []
-    for start, side, share in ((y, high, shares[0]), (x, wide, shares[1])):
-        side, start = max(side, int(share * size)), start + side // 2
-        start = min(max(start - side // 2, 0), size - side)
-        slices.append(slice(start, start + side))
-    return slices
+    sides = [max(side, int(share * size)) for side, share in zip((high, wide), shares, strict=True)]
+    return crop((y + high // 2 - sides[0] // 2, x + wide // 2 - sides[1] // 2), sides, size)
 
 
 def _dataset(image, case, rng):
