@@ -173,6 +173,12 @@ def boxes_by_row(images, classes=()):
     return {row: (corners[places], labels[places]) for row, places in boxes.groupby("row").indices.items()}
 
 
+def true_boxes(images, rows):
+    """Return the true boxes of store rows: image_id, class_id and corners in pixels of the originals."""
+    boxes = images.tables["boxes.parquet"]
+    return boxes.loc[boxes["row"].isin(np.asarray(rows)), ["image_id", "class_id", *BOX]].reset_index(drop=True)
+
+
 @torch.inference_mode()
 def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.

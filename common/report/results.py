@@ -47,6 +47,12 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     return [page.table(table, caption), page.grid(*drawn)]
 
 
+def one_class(table, truth, probs, outcomes, cut, patients):
+    """Return `classes` of one class from a table with the columns fold, `truth` (0 or 1) and `probs`."""
+    columns = table[[truth]].to_numpy(), table[[probs]].to_numpy(float)
+    return classes(*columns, table["fold"], outcomes[1:], cut, outcomes, patients)
+
+
 COVERAGE = "Share of wrong calls among the most certain images, the mean over classes; nested thresholds"
 CALIBRATION = "Calibration out of fold, with the expected calibration error"
 

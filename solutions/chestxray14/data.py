@@ -270,9 +270,9 @@ def add_lungs(job, listing, store):
     if not config.needs_lungs:
         return listing
     weights = segmenter_file(config)
-    mask_size, crop_size = (size or 0 for size in list(lung_settings(config).values())[1:])
-    sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
-    own = {"mask_size": mask_size, "crop_size": crop_size}
+    own = {"mask_size": config.segmenter.mask_size if config.weights_features else 0}
+    own["crop_size"] = config.segmenter.crop_size if config.views != "whole" else 0
+    sides = {name: side for name, side in zip(("masks", "crops"), own.values(), strict=True) if side}
     describe = partial(mask_and_crop, **own)
     table, arrays = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, listing.files)
     missing = table.loc[table["rule"] == "none", "image_id"]
@@ -284,8 +284,7 @@ def add_lungs(job, listing, store):
         if about["structures"] == ["lungs"]:
             about |= {"said": f"{about['said']}; {ALONE}"} if "said" in about else {}
             log.info(f"{ALONE}; --segmenter.weights takes a segmenter that has it")
-    tables = {**listing.tables, LUNG_TABLE: table}
-    return replace(listing, tables=tables, arrays=arrays, about=about)
+    return replace(listing, tables={**listing.tables, LUNG_TABLE: table}, arrays=arrays, about=about)
 
 
 def mask_and_crop(segmenter, image, probs, about, mask_size, crop_size):

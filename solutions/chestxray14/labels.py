@@ -8,7 +8,7 @@ import pandas as pd
 from common.config import file_hash
 from common.data.tables import check_ids, plain_patients, read_list, refuse_faults, some_rows
 from common.errors import InputError, check, log
-from common.paths import check_id, strip_suffix
+from common.paths import strip_suffix
 from common.post.boxes import BOX, SLACK, find_normalised
 from common.submit.table import read_rows
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
@@ -139,8 +139,7 @@ def read_boxes(path):
         log.info(f"{path}: left out {(~known).sum():,} of {len(table):,} rows, which are of none of the 14 findings")
         table = table[known]
     table, names = table.assign(image=table["image"].map(strip_suffix)), table["name"].replace(_BOX_NAMES)
-    for row, image_id in table["image"].items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    check_ids(table["image"].drop_duplicates(), path)
     box = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float, copy=True)
     box[:, 2:] += 0 if corners else box[:, :2]
     finite = np.isfinite(box).all(axis=1)

@@ -92,8 +92,7 @@ def predict_rows(job, folds, rows, path, title):
         found[f"_{network.stage}"] = predict(job, [network], rows, tta.views(job.config.tta), title).astype(np.float64)
     found[""] = np.mean(list(found.values()), axis=0)
     if job.config.is_fused:
-        features = models.pooled_features(job, trained[:-1], rows, flips)
-        found[""] = trained[-1].load(job.run).probs(features)
+        found[""] = trained[-1].load(job.run).probs(models.pooled_features(job, trained[:-1], rows, flips))
     ids = pd.DataFrame({"image_id": job.images.ids(rows)})
     return {name: ids.assign(**dict(zip(CLASSES, found[name].T, strict=True))) for name in suffixes(job.config)}
 

@@ -223,9 +223,7 @@ def _folds(run, score):
 
 def _predictions(oof):
     main, home, figures = oof[oof["role"] == "main"], oof[oof["home"]], []
-    columns = (main[[name]].to_numpy() for name in ("label", "probability"))
-    patients = main["patient_id"].to_numpy()
-    drawn = results.classes(*columns, main["fold"], [COVID], HALF, (WITHOUT, COVID), patients)
+    drawn = results.one_class(main, "label", "probability", (WITHOUT, COVID), HALF, main["patient_id"].to_numpy())
     if (home["label"] == 0).any():
         roc = class_plots.roc_panels(home[["label"]].to_numpy(), {"": home[["probability"]].to_numpy()}, [COVID])
         figures.append(page.figure(roc, "ROC curve of the images of the same collections"))

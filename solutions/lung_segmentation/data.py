@@ -62,8 +62,7 @@ def read_competition(job):
 def read_test(job):
     """Return the Listing of only the images to predict: those of --test, or those in the folder without a mask."""
     test, folder = job.options.test, job.options.data or KAGGLE_INPUT
-    alone = test is not None and test.is_dir()
-    folder, pairs = (test, []) if alone else (folder, find_pairs(folder))
+    folder, pairs = (test, []) if test is not None and test.is_dir() else (folder, find_pairs(folder))
     tests = _find_tests(test, pairs, {})
     check(tests, f"{folder}: every image has a mask; name the images to predict with --test")
     return Listing(folder, _test_table(tests), tests, pd.DataFrame(), placeholders=frozenset(tests))

@@ -133,7 +133,6 @@ def export_segmenter(job):
     """
     run, config = job.run, job.config
     rule, score, (first, *more) = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)
-    train = job.images.at(job.images.rows())
     about = {
         "network": to_dict(config.network),
         "structures": config.structures,
@@ -143,7 +142,7 @@ def export_segmenter(job):
         "config": to_dict(config),
         "exported_by": git_revision(),
         "held_out_folds": list(config.folds),
-        "images": train["dataset"].value_counts().to_dict(),
+        "images": job.images.at(job.images.rows())["dataset"].value_counts().to_dict(),
         "dice": {name: part["dice"] for name, part in {"all": score, **score["datasets"]}.items()},
     }
     for name, network in (("lungs", first), *((f"lungs_fold{network.fold}", network) for network in more)):

@@ -110,8 +110,7 @@ def _window(lungs, number, montgomery):
         sides = (LONG, SHORT) if wide < 0.9 * SHORT else (SHORT, LONG)
     else:
         sides = np.random.default_rng([number, 2]).integers(LEAST, MOST, 2, endpoint=True).tolist()
-    centred = (y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2)
-    return crop(centred, sides, len(lungs))
+    return crop((y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2), sides, len(lungs))
 
 
 def _save(path, image):

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.data.tables import refuse_faults, some_rows
+from common.data.tables import check_ids, refuse_faults, some_rows
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, check_square, image_table, list_test, match_files, neutral_answers
-from common.paths import check_id, competition_file
+from common.paths import competition_file
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
 
@@ -59,8 +59,7 @@ def read_labels(path):
     has no area, begins outside its image or is not in pixels, no boxes at all, and an image with both targets.
     """
     table = some_rows(path, ["patientId", *SIDES, "Target"])
-    for row, image_id in table["patientId"].drop_duplicates().items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    check_ids(table["patientId"].drop_duplicates(), path)
     target, some = table["Target"], (table["Target"] == "1").to_numpy()
     x, y, width, height = sides = table[SIDES].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
     faults = [

@@ -40,7 +40,6 @@ def _results(job):
     scored = job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
     scored["note"] = " · gate " + scored["gate"].map("{:.2f}".format) + " · " + scored["score"].map(page.as_text)
     positive, found = scored["target"] == 1, read_parquet(job.run.path("oof_decided.parquet"))
-    truth, probs, outcomes = scored[["target"]].to_numpy(), scored[["gate"]].to_numpy(), ("none", "opacity")
     figures = results.rule_surface(surface, "threshold", "gate", "map", best, "mAP by gate")
     figures += results.rule_surface(surface, "threshold", "shrink", "map", best, "mAP by shrink")
     picked = pick_extremes(scored[positive].sort_values("score"))
@@ -48,8 +47,8 @@ def _results(job):
     shown = {name: box_gallery(job.images, found, rows, name, NAMES) for name, rows in picked.items() if len(rows)}
     worst = [shown.pop(name) for name in ("Worst", "Boxes on images without an opacity") if name in shown]
     listed = scored.sort_values("score")[["image_id", "fold", "target", "gate", "score"]]
-    patients = job.images.patients(scored["row"])
-    gate = results.classes(truth, probs, scored["fold"], NAMES, best["gate"] or 0.5, outcomes, patients)
+    patients, cut = job.images.patients(scored["row"]), best["gate"] or 0.5
+    gate = results.one_class(scored, "target", "gate", ("none", *NAMES), cut, patients)
     return [
         page.section("Decision", page.table(rules, "Rules, chosen on out-of-fold boxes"), page.grid(*figures)),
         page.section("Gate", *gate),

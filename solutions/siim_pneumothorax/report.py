@@ -91,9 +91,8 @@ def _calibration(job, oof, tuned):
     """Return the section on the presence probabilities, if the run has any, and on the calibration of the pixels."""
     drawn, gate = [], tuned["rule"]["gate"] or 0.5
     if job.config.presence != "none" and oof["present"].nunique() > 1:
-        truth, probs, names = oof[["present"]].to_numpy(), oof[["presence"]].to_numpy(float), ("none", "pneumothorax")
         patients = job.images.patients(oof["row"])
-        drawn = results.classes(truth, probs, oof["fold"], names[1:], gate, names, patients)
+        drawn = results.one_class(oof, "present", "presence", ("none", "pneumothorax"), gate, patients)
     pixels = results.pixel_calibration(read_array(job.run.maps("oof")), lambda k: mask(job.images, oof["row"].iloc[k]))
     return page.section("Presence and calibration", *drawn, pixels)
 
@@ -190,6 +189,5 @@ def show_predictions(submission, folder=None, count=4):
 
 def largest_masks(submission, count):
     """Return the `count` largest masks of a submission by image id, largest first; uint8 (SIZE, SIZE)."""
-    rows = read_table(submission).itertuples()
-    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in rows}
+    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in read_table(submission).itertuples()}
     return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum()))[:count])

@@ -129,8 +129,7 @@ class Config:
             if not known or not str(size).isdigit():
                 names = f"an augmentation ({', '.join(AUGMENTATIONS)}), or <{'|'.join(ARCHITECTURES)}>-<augmentation>"
                 raise InputError(f"member {member!r}: must be {names}; @<size>, .lungs, .random or .coco may follow")
-        sizes = [self.healthy.size, *(self.detector_of(member).size for member in self.members)]
-        check_run(self, max(sizes))
+        check_run(self, max(self.healthy.size, *(self.detector_of(member).size for member in self.members)))
         check(self.healthy.size >= 32, f"healthy.size must be at least 32 px, not {self.healthy.size}")
         fixed = [each for each in self.members if self.detector_of(each).architecture == "efficientdet"]
         if self.tta_scales and (fixed or not 0 < min(self.tta_scales) <= max(self.tta_scales) <= 4):

@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.data.dicom import read_header
-from common.data.tables import refuse_faults, some_rows
+from common.data.tables import check_ids, refuse_faults, some_rows
+from common.detection import true_boxes
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
 from common.listing import FURTHER, Listing, image_table, list_test, match_files, neutral_answers
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
-from common.paths import check_id, competition_file, find_images, read_parquet
+from common.paths import competition_file, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
@@ -97,8 +98,7 @@ def read_train(path):
     """
     table = read_table(path, TRAIN, exact=False)
     check(len(table), f"{path}: no rows under its header")
-    for row, image_id in table["image_id"].drop_duplicates().items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    check_ids(table["image_id"].drop_duplicates(), path)
     known = table["class_id"].str.fullmatch("[0-9]|1[0-4]")
     class_id = table["class_id"].where(known, str(NO_FINDING)).astype("int64")
     healthy, names = class_id == NO_FINDING, np.array(CLASSES)[class_id]
@@ -195,10 +195,9 @@ def truth_of(images, rows):
 
     An image without a finding has one row, class 14 with the box 0 0 1 1.
     """
-    chosen, boxes = images.table[images.table["row"].isin(rows)], images.tables["boxes.parquet"]
+    chosen = images.table[images.table["row"].isin(rows)]
     healthy = no_findings(chosen.loc[chosen["abnormal"] == 0, ["image_id"]])
-    both = pd.concat([boxes[boxes["row"].isin(rows)], healthy], ignore_index=True)
-    return both[["image_id", "class_id", *BOX]]
+    return pd.concat([true_boxes(images, rows), healthy], ignore_index=True)
 
 
 def detector_figures(images, table, rows, classes=()):

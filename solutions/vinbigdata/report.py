@@ -120,8 +120,8 @@ def _healthy(run, scored):
     rule = read_json(run.path("tuned.json"))["rule"]
     shares = pd.DataFrame(read_json(run.path("score.json"))["healthy"]["share_above"]).T.dropna()
     above = shares.map("{:.1%}".format).rename(columns=lambda end: f"above {end} {rule[end]:g}")
-    truth, probs, outcomes = 1 - scored[["abnormal"]].to_numpy(), scored[["health"]].to_numpy(), ("abnormal", "healthy")
-    drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, groups_of(scored))
+    table = scored.assign(healthy=1 - scored["abnormal"])
+    drawn = results.one_class(table, "healthy", "health", ("abnormal", "healthy"), 0.5, groups_of(scored))
     caption = "Shares of the out-of-fold and of the test images (mean of folds' logits)"
     above = above.rename_axis("images").reset_index()
     return page.section("Healthy or not (2CC)", *drawn, page.table(above, caption))
