@@ -170,12 +170,12 @@ def count_reasons(selection):
     selection: the table of `data.read_selection`. Reasons that differ only in a number or a name count as one.
     """
     rows = []
-    selection = selection.assign(kind=reason_kinds(selection["reason"]), order=-selection["label"])
-    for (collection, label), part in selection.groupby(["collection", "order"], sort=False):
+    selection = selection.assign(kind=reason_kinds(selection["reason"]))
+    for (collection, label), part in selection.groupby(["collection", "label"], sort=False):
         why = part.loc[~part["kept"], "kind"].value_counts()
         counts = {"rows": len(part), "used": part["kept"].sum(), "left out": why.sum()}
         text = ", ".join(f"{n:,} {reason}" for reason, n in why.items())
-        rows.append({"collection": collection, "label": LABELS[-label], **counts, "because of": text})
+        rows.append({"collection": collection, "label": LABELS[label], **counts, "because of": text})
     return pd.DataFrame(rows)
 
 

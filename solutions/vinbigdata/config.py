@@ -43,7 +43,6 @@ class DetectorConfig(BoxConfig):
     lung_channel: bool = False
     """Replace the third of the network's equal grey channels by the lung mask. Paper: future work."""
     healthy: float = 0.0  # Training images without findings (of a specialist's classes) per image with some. Paper: 0.
-    metric: str = "map"
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def classes_of(member):
 # cosine schedule from 1e-3, 10,000 iterations, which are about 9.6 epochs of the 4,174 abnormal training images (95 %
 # of 4,394); validation every 1,000, here every epoch. SGD: library default.
 BOXES = {"epochs": 10, "lr": 1e-3, "batch_size": 4, "optimizer": "sgd", "weight_decay": 1e-4, "averaging": ("best",)}
-BOXES |= {"schedule": "warm_cosine", "clip_norm": 10.0}
+BOXES |= {"schedule": "warm_cosine", "clip_norm": 10.0, "metric": "map"}
 # Paper, 3.2: ResNet-18, 256 px, five stratified folds, 15 epochs, accuracy about 0.93. Rate, batch, optimiser: ours.
 HEALTHY = {"size": 256, "epochs": 15, "lr": 1e-4, "batch_size": 32, "optimizer": "adam", "weight_decay": 1e-4}
 HEALTHY |= {"averaging": ("best",)}

@@ -33,6 +33,7 @@ TINY = DetectorConfig(
     batch_size=2,
     lr=1e-3,
     optimizer="adamw",
+    metric="map",
     per_image=5,
     precision="fp32",
 )
