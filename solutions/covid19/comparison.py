@@ -68,7 +68,7 @@ def with_rates(table, thresholds=HALF):
 
 
 def pooled_rates(table, thresholds, seed=0):
-    """Return accuracy, sensitivity and specificity at thresholds (N,) as Intervals by patient."""
+    """Return accuracy, sensitivity and specificity at one threshold, or at thresholds (N,), as Intervals by patient."""
     table, patients = with_rates(table, thresholds), table["patient_id"].to_numpy()
     return {name: bootstrap(table[name], patients, seed=seed, skip_nan=True) for name in RATES}
 
@@ -84,13 +84,11 @@ def summarise(oof, cuts, seed=0):
     main = oof[oof["role"] == "main"]
     check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
 
-    def rates(thresholds):
-        return {name: as_interval(value) for name, value in pooled_rates(main, thresholds, seed).items()}
-
+    half, tuned = (pooled_rates(main, thresholds, seed) for thresholds in (HALF, cuts))
     return {
         "auroc": as_interval(auroc_interval(main["label"], main["probability"], main["patient_id"], seed)),
-        **rates(np.full(len(main), HALF)),
-        "tuned": rates(cuts),
+        **{name: as_interval(rate) for name, rate in half.items()},
+        "tuned": {name: as_interval(rate) for name, rate in tuned.items()},
         "images": len(main),
         "patients": main["patient_id"].nunique(),
         "folds": main["fold"].nunique(),
@@ -107,7 +105,7 @@ def same_source(oof, seed=0):
     return {
         "auroc": as_interval(auroc_interval(part["label"], part["probability"], part["patient_id"], seed)),
         "fall": as_interval(_fall(oof[oof["label"] >= 0], seed)),
-        "specificity": as_interval(pooled_rates(part, np.full(len(part), HALF), seed)["specificity"]),
+        "specificity": as_interval(pooled_rates(part, HALF, seed)["specificity"]),
         "negatives": len(negatives),
         "positives": int((part["label"] == 1).sum()),
         "patients": part["patient_id"].nunique(),

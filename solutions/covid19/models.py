@@ -124,12 +124,9 @@ def fold_rows(job, fold):
     The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
-    validation = (fold + 1) % n_folds if chooses else fold
-    if fold == n_folds:  # the network is trained on all images
-        parts = job.images.rows(role="main"), np.zeros(0, int)
-    else:
-        others = [k for k in range(n_folds) if k not in (fold, validation)]
-        parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
+    validation = (fold + 1) % n_folds if chooses and fold < n_folds else fold  # fold n_folds: train on all images
+    others = [k for k in range(n_folds) if k not in (fold, validation)]
+    parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
     for rows, purpose in zip(parts, ("to train on", "to validate on"), strict=True):
         for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()) if fold < n_folds else ():
             kind = "with" if label else "without"

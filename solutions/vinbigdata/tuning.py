@@ -206,7 +206,7 @@ class _Trials:
         """
         if rule not in self.known:
             found = self.scale(replace(rule, alpha=1.0, beta=1.0))
-            dropped, boxed = postprocess.find_healthy(rule, self.probs)
+            dropped, boxed = self.probs > rule.alpha, self.probs > rule.beta
             empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
             added = np.flatnonzero(boxed | empty)
             score = np.where(boxed & ~dropped, self.probs, 1.0)[added]
