@@ -59,8 +59,6 @@ class Config:
 
     def __post_init__(self):
         check_run(self, max(self.detector.size, self.gate.size))
-        if not all(0 < each <= 4 for each in self.tta_scales):
-            raise InputError(f"tta_scales must be above 0, at most 4, not {self.tta_scales}")
         if self.gate.size < 32 or not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}, each once; size of the gate {self.gate.size}, at least 32 px")
 

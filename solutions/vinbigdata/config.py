@@ -131,8 +131,7 @@ class Config:
         check_run(self, max(self.healthy.size, *(self.detector_of(member).size for member in self.members)))
         check(self.healthy.size >= 32, f"healthy.size must be at least 32 px, not {self.healthy.size}")
         fixed = [each for each in self.members if self.detector_of(each).architecture == "efficientdet"]
-        if self.tta_scales and (fixed or not 0 < min(self.tta_scales) <= max(self.tta_scales) <= 4):
-            raise InputError(f"tta_scales {self.tta_scales}: shares above 0 up to 4; EfficientDet takes one size only")
+        check(not (self.tta_scales and fixed), f"tta_scales {self.tta_scales}: EfficientDet takes one size only")
         if any(self.decision.delta) and not self.healthy.findings:
             raise InputError("decision.delta: needs a 2CC that predicts findings, --healthy.findings True")
         if len(set(self.healthy_backbones)) < len(self.healthy_backbones):
