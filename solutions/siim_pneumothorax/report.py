@@ -27,7 +27,8 @@ COLUMNS = (
 
 def hints(job, score, trainings):
     """Return a hint about a weak gate, see common.report.hints."""
-    return results.gate_hints(score.get("presence", {}).get("auroc"), "--presence none --decision.gate 0")
+    found = (score.get("presence") or {}).get("auroc")
+    return results.gate_hints(found, "--presence none --decision.gate 0")
 
 
 def headline(job, score):
