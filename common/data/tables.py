@@ -144,6 +144,6 @@ def refuse_faults(path, table, faults, name="image_id", box=()):
     """
     for wrong, reason in faults:
         for row in table.index[np.asarray(wrong, bool)][:1]:
-            values = table.loc[row]
-            corners = " ".join(values[column] or "(blank)" for column in box)
-            raise InputError(f"{path}, row {row + 2} ({values[name]}): {reason.format(**values, box=corners)}")
+            values = table.loc[row].to_dict()
+            values["box"] = " ".join(values[column] or "(blank)" for column in box)
+            raise InputError(f"{path}, row {row + 2} ({values[name]}): {reason.format_map(values)}")

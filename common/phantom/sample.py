@@ -24,7 +24,7 @@ NIH_HEADER = (
 )
 
 
-LEAST = {"n_train": 4, "n_test": 1, "seed": 0}
+LEAST = {"n_train": 4, "n_test": 1, "seed": 0}  # minima of the parameters of most samples
 
 
 def write_sample(folder, solution, version, write, least=LEAST, **parameters):

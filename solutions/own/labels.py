@@ -120,8 +120,8 @@ def read_labels(path, task, classes=(), folder=None):
 def refuse(table, wrong, reason):
     """Raise InputError for the first row that is wrong, bool (n,): its `where`, then the reason with {column} in it."""
     for row in np.flatnonzero(wrong)[:1]:
-        values = table.iloc[row]
-        raise InputError(f"{values['where']}: {reason.format(**values)}")
+        values = table.iloc[row].to_dict()
+        raise InputError(f"{values['where']}: {reason.format_map(values)}")
 
 
 def _refuse_missing(table, column):
