@@ -202,7 +202,6 @@ PRESETS = {"demo": DEMO, "paper": PRESETS["cxr_irnet"], "podium": PODIUM, "sdfn"
 PRESETS["kaggle"] = with_smaller_batches(PODIUM, whole=8, lungs=8)  # for GPUs with 15 GB
 ABOUT = {
     "paper": "CXR-IRNet (Fang et al.)",
-    "kaggle": "podium with batches for two T4 (see `plan --kaggle`)",
     "podium": "a current backbone at 512 px on the image and the lungs",
     "cxr_irnet": "the same as paper",
     "sdfn": "SDFN (Liu et al.): two DenseNets, image and lungs, fused",

@@ -89,8 +89,7 @@ DEMO = Config(
 )
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, gate=2)  # for GPUs with 15 GB
-ABOUT = {"kaggle": "podium with batches for two T4 (see `plan --kaggle`)"}
-ABOUT |= {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
+ABOUT = {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
 TAKES = ("id_map", "on_unlabelled")
 
 

@@ -252,7 +252,6 @@ PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, healthy=2)  # for GPUs with 15 GB
 ABOUT = {
     "paper": "Berger et al.: six Faster R-CNNs fused, and a classifier of healthy images",
-    "kaggle": "podium with batches for two T4 (see `plan --kaggle`)",
     "podium": "three families of detectors with a current backbone, five folds",
 }
 MORE_VERBS = {"ablate": "train and score the comparisons of the paper"}  # in addition to those of every solution
