@@ -41,13 +41,8 @@ def sections(job):
     """Return data, lungs and maps and, if results are current, classes, operating points, subgroups and pictures."""
     parts = [_data(job.images), _lungs(job.images)]
     if job.is_current("tune"):
-        parts += [
-            _classes(job, "oof", "Out of fold"),
-            _classes(job, "test", f"Scores {job.images.about['test_name']}"),
-            _operating_points(job),
-            _groups(job),
-            *_pictures(job),
-        ]
+        tested = _classes(job, "test", f"Scores {job.images.about['test_name']}")
+        parts += [_classes(job, "oof", "Out of fold"), tested, _operating_points(job), _groups(job), *_pictures(job)]
     link = page.link("localisation.html", "Class activation maps against the true boxes")
     return [*parts, step_section(job, "localise", "Localisation", lambda job: [link])]
 
