@@ -51,10 +51,11 @@ TOOLS = {  # tools of every solution, which need no run
     "table": "compare runs side by side, paired by patient",
     "score_predictions": "score anyone's predictions against labels, with intervals",
 }
-ABOUT = {  # help of presets that every solution has, unless its configuration overrides it
+ABOUT = {  # help of presets that solutions share, unless a configuration overrides it
     "demo": "small networks on small images: minutes on two CPU cores",
     "paper": "the publication's recipe",
     "podium": "the strongest recipe we know",
+    "kaggle": "podium with batches for two T4 (see `plan --kaggle`)",
 }
 LONGEST_LINE = 4000  # characters of an error, which may quote a cell of a table
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)

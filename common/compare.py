@@ -18,7 +18,7 @@ from common.errors import InputError, check, log
 from common.job import open_run
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import evaluate, resample_aps
-from common.metrics.statistics import interval, interval_with_p, resample
+from common.metrics.statistics import interval, interval_with_p, resample, resample_aurocs
 from common.paths import write_csv
 from common.post.boxes import unpack_boxes
 from common.predictions import check_same_images
@@ -98,6 +98,13 @@ def means_of(columns):
         return {name: resample(table[column], groups, n_resamples, seed, True) for name, column in pairs}
 
     return measure
+
+
+def measure_aurocs(y, probs, names, groups, n_resamples, seed):
+    """Return each class's AUROC and their mean, by the Bayesian bootstrap; y: 0, 1 or NaN (n, C), probs: (n, C)."""
+    areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
+    found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
+    return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}
 
 
 def measure_boxes(table, names, rule, groups, n_resamples, seed):

@@ -164,6 +164,8 @@ def check_run(config, size):
     check(0 <= config.seed < 1 << 62, f"seed must be at least 0 and below 2^62, not {config.seed}")
     for name, value in _numbers(dataclasses.asdict(config)):
         check(math.isfinite(value), f"{name} must be a finite number, not {value}")
+    scales = getattr(config, "tta_scales", ())
+    check(all(0 < each <= 4 for each in scales), f"tta_scales must be above 0, at most 4, not {scales}")
     check(config.store_size >= size, f"store_size {config.store_size} is under the {size} px of a network")
     check(config.store_size <= LARGEST, f"store_size {config.store_size}: at most {LARGEST} px")
 

@@ -22,6 +22,7 @@ from common.nn.losses import bce
 from common.nn.precision import autocast, precision
 from common.post.boxes import BOX, scale
 from common.post.fusion import FusionRule, join_members
+from common.predictions import mean_over_folds
 from common.train import distributed
 
 VIEW_IOU = 0.5  # IoU above which boxes from several sizes of an image are fused; ours
@@ -172,6 +173,12 @@ def boxes_by_row(images, classes=()):
     return {row: (corners[places], labels[places]) for row, places in boxes.groupby("row").indices.items()}
 
 
+def true_boxes(images, rows):
+    """Return the true boxes of store rows: image_id, class_id and corners in pixels of the originals."""
+    boxes = images.tables["boxes.parquet"]
+    return boxes.loc[boxes["row"].isin(np.asarray(rows)), ["image_id", "class_id", *BOX]].reset_index(drop=True)
+
+
 @torch.inference_mode()
 def predict_boxes(job, network, rows, title=""):
     """Return the boxes that a trained detector finds on store rows, as a detection table in original pixels.
@@ -217,9 +224,7 @@ def predict_logits(job, networks, rows, title=""):
 
 def pool_tables(suffix, tables):
     """Return all boxes of the test images or, with a suffix, the mean over folds of `predict_logits`."""
-    table = pd.concat(tables, ignore_index=True)
-    means = table.groupby("image_id", sort=False, as_index=False)
-    return means.mean(numeric_only=True).assign(fold=-1) if suffix else table
+    return mean_over_folds(suffix, tables) if suffix else pd.concat(tables, ignore_index=True)
 
 
 def detect(model, images, flip, config):

@@ -129,6 +129,16 @@ def _check_present(ids, files, kind, where=""):
         raise InputError(f"{where}{len(absent)} {kind} have no file, the first is {absent[0]}")
 
 
+def match_files(labels_path, train_ids, sample_path, columns, options):
+    """Return the image files (id → path) of the competition and --test, and the test ids; errors as in `check_files`.
+
+    The test ids are those of --test, or else those in the sample submission, which has these columns.
+    """
+    files, test_ids = find_files(labels_path.parent, options, lambda: read_ids(sample_path, columns))
+    check_files(train_ids, test_ids, files, labels_path, options)
+    return files, test_ids
+
+
 def check_loose(files, known, tables, options):
     """Raise InputError for files that are not `known` from `tables`, unless --on-unlabelled skip or --test is given."""
     loose = sorted(set(files) - set(known)) if options.test is None else []
@@ -173,3 +183,14 @@ def image_table(train_ids, test_ids, id_map=None):
     train, test = ({"image_id": ids, "split": split} for ids, split in ((train_ids, "train"), (test_ids, "test")))
     parts = pd.DataFrame(train | {"patient_id": patients}), pd.DataFrame(test | {"patient_id": ""})
     return pd.concat(parts, ignore_index=True)[["image_id", "patient_id", "split"]].astype(str)
+
+
+def neutral_answers(ids, columns, neutral):
+    """Return a sample submission: the columns of ids and of answers, which are all `neutral`."""
+    return pd.DataFrame({columns[0]: ids, columns[1]: neutral}, dtype=str)
+
+
+def check_square(listing, why):
+    """Raise InputError, which ends in `why`, for an image (after decoding) that is not square."""
+    for first in listing.table[listing.table["width"] != listing.table["height"]].itertuples():
+        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; {why}")

@@ -262,6 +262,17 @@ def predict(job, networks, rows, views=(tta.IDENTITY,), title="", path=None, var
     return predict_masks(models, dataset, path, first.channels, **options)
 
 
+def compute(job, network, model, function, rows, title, device=None, amp="fp32"):
+    """Return function(images) of a Network's images of store rows, float32 (n, …), with `model` on the device.
+
+    device: by default the job's. title: of the progress bar.
+    """
+    model.to(device or job.device, memory_format=torch.channels_last).eval()
+    how = {"batch_size": 2 * network.config.batch_size, "device": device or job.device, "workers": job.workers}
+    how |= {"amp": amp, "activation": torch.Tensor.float, "progress": title}
+    return predict_probs([function], network.dataset(job, rows, False, False), **how)
+
+
 def first_networks(job):
     """Return the networks of the first trained fold that need no other network's weights."""
     trainings = job.recipe.networks(job)

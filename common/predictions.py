@@ -98,6 +98,12 @@ def check_same_images(folder, ids, other, others, why, kind="images"):
         raise InputError(f"{folder}: {found}; {why}")
 
 
+def mean_over_folds(suffix, tables):
+    """Return the mean of the folds' tables of the test images, in the order of the first: a Solution's `pool`."""
+    means = pd.concat(tables, ignore_index=True).groupby("image_id", sort=False, as_index=False)
+    return means.mean(numeric_only=True).assign(fold=-1)
+
+
 def _delete_parts(job, parts):
     """Delete per-fold parts that are no longer needed."""
     for part in parts:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from common import processes
@@ -185,7 +186,7 @@ class Tuned:
 
     rule: the best rule on all images, for the submission; naive: its mean Dice on them. fold_rules: part → rule chosen
     on the other parts; dice: (N,), each image with its part's rule; score: the mean of dice, to be reported. parts:
-    (N,), the folds, or two halves of the patients if there is one fold (`halves`).
+    (N,), the folds, or two halves of the patients if there is one fold (`halves`). tried: all rules, means: theirs.
     """
 
     rule: Rule
@@ -195,6 +196,12 @@ class Tuned:
     score: float
     naive: float
     halves: bool
+    tried: list
+    means: np.ndarray
+
+    def surface(self, metric):
+        """Return the table of all rules tried, with their means on all images in the column `metric`."""
+        return pd.DataFrame(list(map(asdict, self.tried))).assign(**{metric: self.means})
 
     def as_dict(self):
         """Return the content of tuned.json; Rule(**d["rule"]) restores the rule."""
@@ -216,14 +223,15 @@ def tune_nested(rules, dice_of, folds, groups=None, seed=0):
         parts = halve(np.arange(len(parts)) if groups is None else np.asarray(groups), len(parts), seed)
     labels, part = np.unique(parts, return_inverse=True)
     sums = np.array([_sums_and_counts(dice_of(rule), part, len(labels)) for rule in rules])
-    best = _best(rules, _means(sums))
+    means = _means(sums)
+    best = _best(rules, means)
     dice, fold_rules = np.empty(len(parts)), {}
     for k, label in enumerate(labels.tolist()):
         chosen = _best(rules, _means(np.delete(sums, k, axis=2)))
         fold_rules[label] = chosen
         dice[part == k] = dice_of(chosen)[part == k]
     score, naive = (float(_means(_sums_and_counts(values, part, len(labels)))) for values in (dice, dice_of(best)))
-    return Tuned(best, fold_rules, dice, parts, score, naive, halves)
+    return Tuned(best, fold_rules, dice, parts, score, naive, halves, rules, means)
 
 
 def _sums_and_counts(values, part, n):

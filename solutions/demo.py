@@ -25,9 +25,8 @@ def run_all(names, argv, export):
     """
     root, rows, begun = Path(argv[0] if argv else "runs/demo"), [], time.monotonic()
     for name in names:
-        sample, config, pipeline = (
-            importlib.import_module(f"solutions.{name}.{part}") for part in ("sample", "config", "pipeline")
-        )
+        parts = ("sample", "config", "pipeline")
+        sample, config, pipeline = (importlib.import_module(f"solutions.{name}.{part}") for part in parts)
         verbs = pipeline.SOLUTION.verbs
         print(f"— {name}: the sample competition, then {', '.join(cli.VERBS)}", flush=True)
         data, out = sample.make_sample(root / "data" / name), root / name
@@ -71,17 +70,14 @@ def _write_index(root, rows, rehearsed):
         links = page.link(f"{name}/report.html", "report"), page.link(f"{name}/submission.csv", "submission")
         audit = root / name / "audit.json"
         verdict = [page.note(read_json(audit)["said"])] if audit.is_file() else []
-        sections.append(
-            page.section(title, page.cards(cards), *verdict, _pictures(root / name / "report.html"), *links)
-        )
+        pictures = _pictures(root / name / "report.html")
+        sections.append(page.section(title, page.cards(cards), *verdict, pictures, *links))
     result = "failed, see the terminal"
     if rehearsed:
         notebook = HTMLExporter(template_name="basic").from_filename(str(root / NOTEBOOK))[0]
-        page.write_page((root / NOTEBOOK).with_suffix(".html"), "Executed notebook", NOTEBOOK, [page.Html(notebook)])
-        result = page.join(
-            page.link(NOTEBOOK.replace(".ipynb", ".html"), "the executed notebook"),
-            page.link(NOTEBOOK, "the notebook file"),
-        )
+        shown = NOTEBOOK.replace(".ipynb", ".html")
+        page.write_page(root / shown, "Executed notebook", NOTEBOOK, [page.Html(notebook)])
+        result = page.join(page.link(shown, "the executed notebook"), page.link(NOTEBOOK, "the notebook file"))
     sections.append(page.section("Kaggle", "One run was bundled and its notebook executed without network:", result))
     page.write_page(root / "index.html", "Demo", "every solution on its embedded sample", sections)
 

@@ -158,3 +158,15 @@ def check_ids(ids, path, check=check_id):
     twice = ids.duplicated()
     if twice.any():
         raise InputError(f"{path}, row {twice.idxmax() + 2}: {ids[twice.idxmax()]} appears twice")
+
+
+def refuse_faults(path, table, faults, name="image_id", box=()):
+    """Raise InputError for the first row with the first of the faults: (bool (n,), reason with {column} in it).
+
+    Row i of the table is row i + 2 of the file `path`; name: its column of image ids; box: the columns of {box}.
+    """
+    for wrong, reason in faults:
+        for row in table.index[np.asarray(wrong, bool)][:1]:
+            values = table.loc[row].to_dict()
+            values["box"] = " ".join(values[column] or "(blank)" for column in box)
+            raise InputError(f"{path}, row {row + 2} ({values[name]}): {reason.format_map(values)}")

@@ -82,6 +82,13 @@ def write_masks(out_path, shape, blocks):
     return read_array(out_path)
 
 
+def draw_masks(out_path, n_rows, shape, draw):
+    """Write draw(row), uint8 `shape`, of each of n_rows store rows to a file, in threads; else as `write_masks`."""
+    with ThreadPoolExecutor(processes.cores()) as pool:
+        drawn = tqdm(pool.map(draw, range(n_rows)), "masks", n_rows, leave=False)
+        return write_masks(out_path, (n_rows, *shape), drawn)
+
+
 def _write_compressed(path, shape, blocks):
     import blosc2  # takes a second
 

@@ -171,10 +171,14 @@ def _weighted_auroc(positive, starts, group, weights):
     return areas
 
 
+def as_json(value):
+    """Return a number for JSON, None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
 def as_interval(interval):
     """Return an Interval as a dict of estimate, low and high, as in score.json; NaN becomes None."""
-    values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+    return {name: as_json(getattr(interval, name)) for name in ("estimate", "low", "high")}
 
 
 def format_interval(values, digits=4):

@@ -93,6 +93,11 @@ def focal_dice(logits, target, gamma=2.0, pos_weight=1.0, focal_weight=1.0):
     return focal_weight * focal_bce(logits, target, gamma, pos_weight) + dice(logits, target)
 
 
+def bce_dice(logits, target, pos_weight=None):
+    """Return `bce` plus `dice`."""
+    return bce(logits, target, pos_weight) + dice(logits, target)
+
+
 def combo(logits, target, weights=(3.0, 1.0, 4.0), gamma=2.0, pos_weight=None):
     """Return the weighted sum of cross-entropy, Dice and focal cross-entropy; 3:1:4 is from SIIM's first place."""
     parts = bce(logits, target, pos_weight), dice(logits, target), focal_bce(logits, target, gamma)

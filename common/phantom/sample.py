@@ -3,6 +3,7 @@
 import csv
 import os
 import tempfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,10 @@ NIH_HEADER = (
 )
 
 
-def write_sample(folder, solution, version, least, write, **parameters):
+LEAST = {"n_train": 4, "n_test": 1, "seed": 0}  # minima of the parameters of most samples
+
+
+def write_sample(folder, solution, version, write, least=LEAST, **parameters):
     """Fill a temporary folder by `write(path, **parameters)`, rename it to `folder` and return that as a Path.
 
     least: the minima of the parameters that are whole numbers, by name. All that the files depend on is stored in
@@ -65,6 +69,12 @@ def write_rows(path, rows, header="", end="\r\n"):
         csv.writer(file, lineterminator=end).writerows(rows)
 
 
+def crop(starts, sides, size):
+    """Return slices of these sides that begin as near to `starts` as an image of `size` pixels allows."""
+    starts = [min(max(start, 0), size - side) for start, side in zip(starts, sides, strict=True)]
+    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+
+
 def draw_visits(rng, count):
     """Return the visit number of each of `count` images: half of the patients have one image, some two to four."""
     visits = []
@@ -103,6 +113,17 @@ def make_dicom(levels, image_id, sex, age, bits=8):
     dataset.PixelData = levels.tobytes()
     dataset["PixelData"].VR = kind
     return dataset
+
+
+def write_dicom(path, dataset):
+    """Write a DICOM file and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def make_uuid(*words):
+    """Return the UUID that belongs to some words or numbers; as a UID, its number follows the root 2.25."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, " ".join(map(str, words)))
 
 
 def nih_dicom(image, study, series, image_id, patient_id, view, person, raw=False):

@@ -6,6 +6,7 @@ import pandas as pd
 from common.data.folds import make_folds
 from common.metrics import calibration
 from common.metrics.classification import auroc, confusion_counts, recall, specificity
+from common.paths import read_csv
 from common.report import class_plots, page, plots
 
 IMAGES, PIXELS = 100, 2000  # images in the calibration of pixels, and pixels of each
@@ -46,6 +47,12 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     return [page.table(table, caption), page.grid(*drawn)]
 
 
+def one_class(table, truth, probs, outcomes, cut, patients):
+    """Return `classes` of one class from a table with the columns fold, `truth` (0 or 1) and `probs`."""
+    columns = table[[truth]].to_numpy(), table[[probs]].to_numpy(float)
+    return classes(*columns, table["fold"], outcomes[1:], cut, outcomes, patients)
+
+
 COVERAGE = "Share of wrong calls among the most certain images, the mean over classes; nested thresholds"
 CALIBRATION = "Calibration out of fold, with the expected calibration error"
 
@@ -66,6 +73,44 @@ def pixel_calibration(maps, mask, names=("pixels",)):
     truth[truth > 1] = np.nan
     drawn = class_plots.reliability_panels(truth, np.concatenate(probs) / 255, names)
     return page.figure(drawn, f"Pixels: {CALIBRATION[0].lower()}{CALIBRATION[1:]}")
+
+
+def fold_table(train, **columns):
+    """Return the number of images of each fold in an image table, and further columns for `DataFrameGroupBy.agg`."""
+    return train.groupby("fold").agg(images=("row", "size"), **columns).reset_index()
+
+
+def rule_surface(surface, x, y, metric, rule, caption):
+    """Return the figure of a metric by two settings of the rules tried, in a list that is empty if they never differ.
+
+    surface: one row per rule; rule: the chosen one, which is marked.
+    """
+    if surface[x].nunique() == surface[y].nunique() == 1:
+        return []
+    return [page.figure(plots.threshold_surface(surface, x, y, metric, (rule[x], rule[y])), caption)]
+
+
+def gate_hints(found, options):
+    """Return a hint to drop a weak gate by these command-line options; found: its AUROC, None if there is none."""
+    weak = found is not None and found < WEAK
+    return [f"The gate's AUROC is {found:.2f}: drop it with `{options}`."] if weak else []
+
+
+def most_confident(truth, probs):
+    """Return (title, row, class) of each class's most confident right and wrong prediction; truth, probs: (n, C)."""
+    chosen = []
+    for k in range(probs.shape[1]):
+        order = np.argsort(-probs[:, k])
+        for title, value in (("right", 1), ("wrong", 0)):
+            chosen += [(title, at, k) for at in order[truth[order, k] == value][:1]]
+    return chosen
+
+
+def submitted_probabilities(job):
+    """Return a histogram of the probabilities in submission.csv, of its first four classes."""
+    table = read_csv(job.run.path("submission.csv"))
+    groups = {name: table[name] for name in table.columns[1:5]}
+    return page.figure(plots.histogram(groups, "probability"), "Probabilities of the first classes")
 
 
 def worst_errors(table, text, *pictures):

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.compare import Comparison
+from common.compare import Comparison, measure_aurocs
 from common.data.tables import check_ids, some_rows
 from common.errors import InputError, check, log
 from common.metrics import statistics
-from common.metrics.classification import auroc, mean_of_defined
+from common.metrics.classification import auroc
 from common.paths import read_parquet, strip_suffix
 from common.report import class_plots, page
 from solutions.chestxray14.config import LABELS
@@ -145,9 +145,7 @@ def values_of(table):
 def measure(table, groups, n_resamples, seed):
     """Return the AUROC of each label that the table has, and their mean, by the Bayesian bootstrap."""
     labels, y, score = values_of(table)
-    estimates, resamples = statistics.resample_aurocs(y, score, groups, n_resamples, seed, skip_undefined=True)
-    areas = dict(zip(labels, zip(estimates, resamples.T, strict=True), strict=True))
-    return areas | {MEAN: (mean_of_defined(estimates), mean_of_defined(resamples))}
+    return measure_aurocs(y, score, labels, groups, n_resamples, seed)
 
 
 def further(table):

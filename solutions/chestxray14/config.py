@@ -7,7 +7,7 @@ Liu et al., SDFN: Segmentation-based deep fusion network for thoracic disease cl
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, FitConfig, check_folds, with_smaller_batches
+from common.config import Averaging, FitConfig, check_run, with_smaller_batches
 from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
@@ -112,8 +112,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        check_folds(self.folds, self.n_folds)
-        check(self.seed >= 0, f"seed must be at least 0, not {self.seed}")
+        check_run(self, 1)  # the sizes of the networks follow
         check(not ("scale" in self.tta and self.is_fused), "tta scale: SDFN's fusion has features of one size")
         store, crop, whole, lungs = self.store_size, self.segmenter.crop_size, self.whole, self.lungs
         if self.views != "lungs":
@@ -203,7 +202,6 @@ PRESETS = {"demo": DEMO, "paper": PRESETS["cxr_irnet"], "podium": PODIUM, "sdfn"
 PRESETS["kaggle"] = with_smaller_batches(PODIUM, whole=8, lungs=8)  # for GPUs with 15 GB
 ABOUT = {
     "paper": "CXR-IRNet (Fang et al.)",
-    "kaggle": "podium with batches for two T4 (see `plan --kaggle`)",
     "podium": "a current backbone at 512 px on the image and the lungs",
     "cxr_irnet": "the same as paper",
     "sdfn": "SDFN (Liu et al.): two DenseNets, image and lungs, fused",

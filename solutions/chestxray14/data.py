@@ -43,9 +43,8 @@ def read_competition(job):
     lists, with said (one line), test_name (of the test images), structures (those that weight features, or None).
     """
     options, config = job.options, job.config
-    path = KAGGLE.find_file(
-        options.data, [name for key, name in nih.TABLES.items() if config.label_table in (key, None)]
-    )
+    names = [name for key, name in nih.TABLES.items() if config.label_table in (key, None)]
+    path = KAGGLE.find_file(options.data, names)
     folder, files = path.parent, find_images(path.parent)
     for other in set(nih.TABLES.values()) - {path.name}:
         if (folder / other).is_file():
@@ -210,9 +209,8 @@ def _named_test(path, labels, train, files, split):
     test = test.fillna(UNKNOWN | {"patient_id": test["patient"]})[labels.columns]
     shared = int(test["patient_id"].isin(train["patient_id"]).sum())
     if shared:
-        log.info(
-            f"--test: {shared} of the {len(test)} images are of patients with training images, which inflates scores"
-        )
+        how = "of patients with training images, which inflates scores"
+        log.info(f"--test: {shared} of the {len(test)} images are {how}")
     return test, more
 
 
@@ -272,9 +270,9 @@ def add_lungs(job, listing, store):
     if not config.needs_lungs:
         return listing
     weights = segmenter_file(config)
-    mask_size, crop_size = (size or 0 for size in list(lung_settings(config).values())[1:])
-    sides = {name: side for name, side in (("masks", mask_size), ("crops", crop_size)) if side}
-    own = {"mask_size": mask_size, "crop_size": crop_size}
+    own = {"mask_size": config.segmenter.mask_size if config.weights_features else 0}
+    own["crop_size"] = config.segmenter.crop_size if config.views != "whole" else 0
+    sides = {name: side for name, side in zip(("masks", "crops"), own.values(), strict=True) if side}
     describe = partial(mask_and_crop, **own)
     table, arrays = find_lungs(job, store, weights, own, sides, LUNG_COLUMNS, describe, listing.files)
     missing = table.loc[table["rule"] == "none", "image_id"]
@@ -286,8 +284,7 @@ def add_lungs(job, listing, store):
         if about["structures"] == ["lungs"]:
             about |= {"said": f"{about['said']}; {ALONE}"} if "said" in about else {}
             log.info(f"{ALONE}; --segmenter.weights takes a segmenter that has it")
-    tables = {**listing.tables, LUNG_TABLE: table}
-    return replace(listing, tables=tables, arrays=arrays, about=about)
+    return replace(listing, tables={**listing.tables, LUNG_TABLE: table}, arrays=arrays, about=about)
 
 
 def mask_and_crop(segmenter, image, probs, about, mask_size, crop_size):

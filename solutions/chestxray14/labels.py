@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from common.config import file_hash
-from common.data.tables import check_ids, plain_patients, read_list, some_rows
+from common.data.tables import check_ids, plain_patients, read_list, refuse_faults, some_rows
 from common.errors import InputError, check, log
-from common.paths import check_id, strip_suffix
+from common.paths import strip_suffix
 from common.post.boxes import BOX, SLACK, find_normalised
 from common.submit.table import read_rows
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
@@ -138,23 +138,20 @@ def read_boxes(path):
         known = table["name"].isin(LABELS)
         log.info(f"{path}: left out {(~known).sum():,} of {len(table):,} rows, which are of none of the 14 findings")
         table = table[known]
-    ids, names = table["image"].map(strip_suffix), table["name"].replace(_BOX_NAMES)
-    for row, image_id in ids.items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    table, names = table.assign(image=table["image"].map(strip_suffix)), table["name"].replace(_BOX_NAMES)
+    check_ids(table["image"].drop_duplicates(), path)
     box = table[["x", "y", "w", "h"]].apply(pd.to_numeric, errors="coerce").to_numpy(float, copy=True)
     box[:, 2:] += 0 if corners else box[:, :2]
     finite = np.isfinite(box).all(axis=1)
     beyond = (box.min(axis=1) < 0) | (box.max(axis=1) > BOX_SIDE * (1 + SLACK))
     faults = [
         (~names.isin(LABELS).to_numpy(), "{name!r} is none of the 14 findings"),
-        (~finite, "the box {x} {y} {w} {h} is not four finite numbers"),
-        (np.isin(np.arange(len(box)), find_normalised(box)), "the box {x} {y} {w} {h} lies in 0 to 1, not in pixels"),
-        (finite & ~(box[:, 2:] > box[:, :2]).all(axis=1), "the box {x} {y} {w} {h} has no area"),
-        (finite & beyond, f"the box {{x}} {{y}} {{w}} {{h}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels"),
+        (~finite, "the box {box} is not four finite numbers"),
+        (np.isin(np.arange(len(box)), find_normalised(box)), "the box {box} lies in 0 to 1, not in pixels"),
+        (finite & ~(box[:, 2:] > box[:, :2]).all(axis=1), "the box {box} has no area"),
+        (finite & beyond, f"the box {{box}} leaves the image of {BOX_SIDE} × {BOX_SIDE} pixels"),
     ]
-    for wrong, words in faults:
-        for row in table.index[wrong][:1]:
-            raise InputError(f"{path}, row {row + 2} ({ids[row]}): {words.format(**table.loc[row])}")
-    boxes = pd.DataFrame({"image_id": ids, "label": names.map(LABELS.index)})
+    refuse_faults(path, table, faults, "image", ["x", "y", "w", "h"])
+    boxes = pd.DataFrame({"image_id": table["image"], "label": names.map(LABELS.index)})
     boxes[BOX] = np.minimum(box, BOX_SIDE)
     return boxes

@@ -213,18 +213,14 @@ def _write_page(path, job, found, table, maps, alone, left_out):
         ("Boxes", int(row.boxes), f"{row.patients:.0f} patients; {left_out} left out"),
     ]
     curve = plots.line_with_peak(found.curve.index, found.curve, "threshold", "mean IoU of boxes")
+    how = [*NOTES, *[VIEWS] * (alone is not None)]
+    how.append(NO_PAPER if paper is None else PAPER_NOTE.format("without" if paper else "with"))
+    how += [WEIGHTED.format(" and ".join(structures))] if structures else []
     parts = [
         page.cards(cards),
         synthetic_note(job.run),
         page.note(f"{NO_GAIN}.", "warning") if row.gain <= 0 else None,
-        page.section(
-            "How it is measured",
-            *NOTES,
-            *[VIEWS] * (alone is not None),
-            NO_PAPER if paper is None else PAPER_NOTE.format("without" if paper else "with"),
-            *[WEIGHTED.format(" and ".join(structures or []))] * bool(structures),
-            f"Here: {found.said}.",
-        ),
+        page.section("How it is measured", *how, f"Here: {found.said}."),
         page.section("Classes", *_tables(table), page.figure(curve, "One threshold for all boxes, not nested")),
         page.section("Pictures", HEAT, *_galleries(job.images, found.boxes, maps, alone)),
     ]

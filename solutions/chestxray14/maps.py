@@ -8,7 +8,7 @@ import torch
 
 from common.errors import check
 from common.infer.cam import fuse, normalise, place
-from common.infer.predict import predict_probs
+from common.network import compute
 from common.paths import read_array
 from common.post.boxes import BOX
 from solutions.chestxray14.config import BOX_SIDE
@@ -79,17 +79,14 @@ def class_maps(job, boxes, alone=False):
 def network_cams(job, network, model, rows, head=None):
     """Return class activation maps, float32 (n, 14, h, w); head: weights (14, K) that replace the model's own."""
     config = network.config
-    model.to(job.device, memory_format=torch.channels_last).eval()
     if head is not None:
-        model.head.weight.data = head.to(job.device)
+        model.head.weight.data = head
 
     def cams(images):
         found = model.cam(images)
         return from_the_lowest(found, images[:, 1:], config.masks == "binary") if config.weighting else found
 
-    how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": "fp32", "workers": job.workers}
-    how |= {"activation": torch.Tensor.float, "progress": f"maps, fold {network.fold}, {network.stage}"}
-    return predict_probs([cams], network.dataset(job, rows, False, False), **how)
+    return compute(job, network, model, cams, rows, f"maps, fold {network.fold}, {network.stage}")
 
 
 def from_the_lowest(cams, masks, binary=False):

@@ -13,8 +13,8 @@ from torch import nn
 from common.data.augment import A, compose
 from common.data.loaders import FeatureDataset, SampleDataset
 from common.errors import InputError, check, log
-from common.infer.predict import predict_probs
 from common.metrics.classification import auroc, mean_of_defined
+from common.network import compute
 from common.nn import models
 from common.nn.backbone import ExactLinear, build_backbone, feature_map
 from common.nn.classifier import Classifier, build_classifier
@@ -264,13 +264,11 @@ def pooled_features(job, branches, rows, flips, trained=True):
     found = np.empty((len(rows), 1 + flips, sum(widths)), np.float32)
     parts = np.split(found, np.cumsum(widths)[:-1], axis=2)
     for branch, columns in zip(branches, parts, strict=True) if len(rows) else ():
-        config, model = branch.config, branch.load(job.run) if trained else branch.build(None)
-        model.to(job.device, memory_format=torch.channels_last).eval()
+        model = branch.load(job.run) if trained else branch.build(None)
 
         def pooled(images, model=model):
             return torch.stack([model.pooled(view) for view in (images, images.flip(-1))[: 1 + flips]], 1)
 
-        how = {"batch_size": 2 * config.batch_size, "device": job.device, "amp": config.precision}
-        how |= {"workers": job.workers, "activation": lambda features: features, "progress": f"features {branch.stage}"}
-        columns[:] = predict_probs([pooled], branch.dataset(job, rows, False, False), **how)
+        title, amp = f"features {branch.stage}", branch.config.precision
+        columns[:] = compute(job, branch, model, pooled, rows, title, amp=amp)
     return found

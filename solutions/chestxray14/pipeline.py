@@ -9,9 +9,10 @@ import pandas as pd
 from common.errors import check
 from common.infer import tta
 from common.metrics.calibration import choose_thresholds
+from common.metrics.statistics import as_json
 from common.network import Network, predict
 from common.nn.losses import bce
-from common.predictions import read_predictions
+from common.predictions import mean_over_folds, read_predictions
 from common.recipe import Choice, Solution
 from solutions.chestxray14 import data, localise, models, report
 from solutions.chestxray14.comparison import COMPARISON, epoch_chosen, results, score_part
@@ -25,22 +26,15 @@ PREPARED = ("split", "n_folds", "seed", "store_size", "label_table", "boxes")
 LUNGS = "lungs.safetensors"  # the exported segmenter
 
 
-def networks(job):
-    """Return each fold's networks: one per view, then the layer that fuses them if the recipe has one."""
-    return [network for fold in job.config.folds for network in fold_networks(job.config, fold)]
-
-
 def fold_networks(config, fold):
     """Return the Networks of one fold: those of its views (CXR-IRNet, 3; SDFN, B.3), and SDFN's last layer (B.4)."""
     views = []
     for stage, own in zip(config.stages, config.branches, strict=True):
         dataset = partial(models.view_dataset, config=own, stage=stage)
-        # box and pairwise losses are not means over images, and mixup mixes images across the whole batch
         active = np.ones(len(LABELS), bool) if own.class_patience else None
-        how = {
-            "step": partial(models.training_loss, own, active=active),
-            "couples": max(own.box_loss, own.auc_loss, own.mixup) > 0,
-        }
+        how = {"step": partial(models.training_loss, own, active=active)}
+        # box and pairwise losses are not means over images, and mixup mixes images across the whole batch
+        how["couples"] = max(own.box_loss, own.auc_loss, own.mixup) > 0
         if own.class_patience:
             how["before_epoch"] = partial(models.stop_classes, own.class_patience, active)
         network = _classifier(fold, stage, own, partial(models.build_network, own), dataset, **how)
@@ -98,17 +92,9 @@ def predict_rows(job, folds, rows, path, title):
         found[f"_{network.stage}"] = predict(job, [network], rows, tta.views(job.config.tta), title).astype(np.float64)
     found[""] = np.mean(list(found.values()), axis=0)
     if job.config.is_fused:
-        features = models.pooled_features(job, trained[:-1], rows, flips)
-        found[""] = trained[-1].load(job.run).probs(features)
+        found[""] = trained[-1].load(job.run).probs(models.pooled_features(job, trained[:-1], rows, flips))
     ids = pd.DataFrame({"image_id": job.images.ids(rows)})
     return {name: ids.assign(**dict(zip(CLASSES, found[name].T, strict=True))) for name in suffixes(job.config)}
-
-
-def mean_over_folds(suffix, tables):
-    """Return the mean of the folds' probabilities of the test images."""
-    table = pd.concat(tables, ignore_index=True).groupby("image_id", sort=False, as_index=False)[CLASSES].mean()
-    table.insert(1, "fold", -1)
-    return table
 
 
 def choose(job, oof):
@@ -116,7 +102,6 @@ def choose(job, oof):
     config, images = job.config, job.images
     truth = labels_of(images, images.rows_of(oof.table["image_id"]))
     cuts = choose_thresholds(truth, oof.table[CLASSES].to_numpy())
-    thresholds = [None if np.isnan(value) else value for value in cuts.tolist()]  # only 0s or only 1s
     parts = {name: score_part(results(job, name)[""], config.seed) for name in ("oof", "test")}
     check(parts["oof"] is not None, f"{job.run.folder}: a score needs out-of-fold images of at least two patients")
     parts["oof"][1]["epoch_chosen_on_these"] = epoch_chosen(config)
@@ -124,7 +109,7 @@ def choose(job, oof):
     figures = {"auroc": parts["oof"][1]["mean"], **{name: part and part[1] for name, part in parts.items()}}
     figures["official"] = {name: value for name, value in images.about.items() if name != "pixels"}
     tables = {"classes.csv": classes[["split", *classes.columns.drop("split")]]}
-    rule = {"thresholds": dict(zip(LABELS, thresholds, strict=True))}
+    rule = {"thresholds": {label: as_json(cut) for label, cut in zip(LABELS, cuts, strict=True)}}
     return Choice(rule, figures["auroc"]["estimate"], figures, tables)
 
 
@@ -162,7 +147,7 @@ SOLUTION = Solution(
     read=data.read_competition,
     refine=add_lungs,
     read_test=data.read_test,
-    networks=networks,
+    networks=lambda job: [network for fold in job.config.folds for network in fold_networks(job.config, fold)],
     before_training=check_training,
     predict=predict_rows,
     suffixes=suffixes,

@@ -41,13 +41,8 @@ def sections(job):
     """Return data, lungs and maps and, if results are current, classes, operating points, subgroups and pictures."""
     parts = [_data(job.images), _lungs(job.images)]
     if job.is_current("tune"):
-        parts += [
-            _classes(job, "oof", "Out of fold"),
-            _classes(job, "test", f"Scores {job.images.about['test_name']}"),
-            _operating_points(job),
-            _groups(job),
-            *_pictures(job),
-        ]
+        tested = _classes(job, "test", f"Scores {job.images.about['test_name']}")
+        parts += [_classes(job, "oof", "Out of fold"), tested, _operating_points(job), _groups(job), *_pictures(job)]
     link = page.link("localisation.html", "Class activation maps against the true boxes")
     return [*parts, step_section(job, "localise", "Localisation", lambda job: [link])]
 
@@ -57,15 +52,13 @@ def _data(images):
     test = images.table[images.table["split"] == "test"]
     known = test[(test[labels] >= 0).all(axis=1)]
     counts = count_labels(train[labels], known[labels], images.tables[BOX_TABLE]["label"])
-    folds = train.assign(finding=train[labels].sum(axis=1) > 0).groupby("fold")
-    folds = folds.agg(images=("row", "size"), patients=("patient_id", "nunique"), finding=("finding", "sum"))
+    found = train.assign(finding=train[labels].sum(axis=1) > 0)
+    folds = results.fold_table(found, patients=("patient_id", "nunique"), finding=("finding", "sum"))
     return page.section(
         "Data",
         f"{len(train):,} images of {train['patient_id'].nunique():,} patients for training; {len(test):,} to predict, "
         f"{len(known):,} of them labelled.",
-        page.grid(
-            page.table(counts, "Images by label"), page.table(folds.reset_index(), "Folds, by patient and all labels")
-        ),
+        page.grid(page.table(counts, "Images by label"), page.table(folds, "Folds, by patient and all labels")),
     )
 
 
@@ -181,25 +174,20 @@ def _pictures(job):
 
 def confident_galleries(images, table):
     """Return two galleries of a table of `results`: each label's most confident right and wrong predictions."""
-    chosen, boxes = {"Right": [], "Wrong": []}, images.tables[BOX_TABLE]
+    chosen, boxes = {"right": [], "wrong": []}, images.tables[BOX_TABLE]
     _, truth, probs = comparison.values_of(table)
-    for k, label in enumerate(LABELS):
-        order = np.argsort(-probs[:, k])
-        for title, hits in (("Right", truth[order, k] > 0), ("Wrong", truth[order, k] == 0)):
-            for at in order[hits][:1]:
-                row = images.rows_of([table["image_id"].iloc[at]])[0]
-                mine = boxes.loc[(boxes["row"] == row) & (boxes["label"] == k), BOX].to_numpy(float)
-                true = [(box * images.store.images.shape[1] / BOX_SIDE, label) for box in mine]
-                caption = f"{label} {probs[at, k]:.2f} · {images.ids([row])[0]}"
-                chosen[title].append((images.store.images[row], true, [], caption))
-    return [gallery(items, title, overlay=box_overlay) for title, items in chosen.items()]
+    for title, at, k in results.most_confident(truth, probs):
+        row = images.rows_of([table["image_id"].iloc[at]])[0]
+        mine = boxes.loc[(boxes["row"] == row) & (boxes["label"] == k), BOX].to_numpy(float)
+        true = [(box * images.store.images.shape[1] / BOX_SIDE, LABELS[k]) for box in mine]
+        caption = f"{LABELS[k]} {probs[at, k]:.2f} · {images.ids([row])[0]}"
+        chosen[title].append((images.store.images[row], true, [], caption))
+    return [gallery(items, title.capitalize(), overlay=box_overlay) for title, items in chosen.items()]
 
 
 def submission(job, record):
     """Return a histogram of the submitted probabilities."""
-    table = read_csv(job.run.path("submission.csv"))
-    groups = {label: table[label] for label in LABELS[:4]}
-    return [page.figure(plots.histogram(groups, "probability"), "Probabilities of four of the labels")]
+    return [results.submitted_probabilities(job)]
 
 
 def show_predictions(submission, folder=None, count=4):

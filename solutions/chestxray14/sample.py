@@ -14,7 +14,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.sample import NIH_HEADER, draw_findings, draw_visits, in_threads, write_rows, write_sample
+from common.phantom.sample import NIH_HEADER, crop, draw_findings, draw_visits, in_threads, write_rows, write_sample
 from solutions.chestxray14.config import BOX_SIDE, LABELS, NO_FINDING
 
 VERSION = 1  # raise it whenever the files for a seed change
@@ -53,8 +53,7 @@ def make_sample(folder, n_train=96, n_test=32, seed=0):
 
     Holds images_001/images/<patient>_<follow-up>.png (512 × 512), images_002 and Kaggle's tables and lists.
     """
-    least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, "chestxray14", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
+    return write_sample(folder, "chestxray14", VERSION, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):
@@ -122,8 +121,7 @@ def _write_image(folder, case):
 def _window(lungs):
     """Return the slices that crop a film to SIDE pixels around the middle of the lungs."""
     x, y, width, height = cv2.boundingRect(np.uint8(lungs))
-    starts = (min(max(middle - SIDE // 2, 0), len(lungs) - SIDE) for middle in (y + height // 2, x + width // 2))
-    return tuple(slice(start, start + SIDE) for start in starts)
+    return crop((y + (height - SIDE) // 2, x + (width - SIDE) // 2), (SIDE, SIDE), len(lungs))
 
 
 def _row(seed, case):

@@ -51,8 +51,8 @@ def run_audit(job):
     networks = {(check, fold): network_of(config, fold, check, *questions[check][:2]) for check, fold in asked}
     train_all(job, [*networks.values()])
     for check, (labels, rows, question) in questions.items():
-        found[check] = {"auroc": None, "said": question}
         if rows is None:
+            found[check] = {"auroc": None, "said": question}
             log.info(f"audit, {check}: {question}")
             continue
         parts = []
@@ -64,14 +64,11 @@ def run_audit(job):
         table = pd.concat(parts, ignore_index=True)
         patients = images.patients(images.rows_of(table["image_id"]))
         auroc = auroc_interval(table["label"], table["probability"], patients, config.seed)
-        found[check] |= {
-            "auroc": as_interval(auroc),
-            "accuracy": with_rates(table)["accuracy"].mean(),
-            "images": len(table),
-        }
-        found[check] |= {"positives": int(table["label"].sum()), "epochs": audit_fitting(config, check).epochs}
+        accuracy, positives = with_rates(table)["accuracy"].mean(), int(table["label"].sum())
+        found[check] = {"auroc": as_interval(auroc), "said": question, "accuracy": accuracy, "images": len(table)}
+        found[check] |= {"positives": positives, "epochs": audit_fitting(config, check).epochs}
         answers.append(table.assign(check=check))
-        log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {found[check]['accuracy']:.4f}")
+        log.info(f"audit, {check}: {question}: AUROC {auroc}, accuracy {accuracy:.4f}")
     focus, summary = _measure_focus(job)
     verdict = reach_verdict(found, read_score(job), config.audit.high)
     if not processes.is_main():

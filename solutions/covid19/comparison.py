@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.compare import Comparison, means_of
+from common.compare import Comparison, means_of, measure_aurocs
 from common.data.folds import make_folds
 from common.data.tables import read_list
 from common.errors import InputError, check
 from common.metrics.calibration import choose_thresholds, nested_counts
 from common.metrics.classification import auroc, confusion_counts
-from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc, resample_aurocs
+from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc
 from common.paths import read_parquet
 from common.submit.boxes import NUMBER
 from solutions.covid19.collections import read_collections, strip_suffix
@@ -71,7 +71,7 @@ def with_rates(table, thresholds=HALF):
 
 
 def pooled_rates(table, thresholds, seed=0):
-    """Return accuracy, sensitivity and specificity at thresholds (N,) as Intervals by patient."""
+    """Return accuracy, sensitivity and specificity at one threshold, or at thresholds (N,), as Intervals by patient."""
     table, patients = with_rates(table, thresholds), table["patient_id"].to_numpy()
     return {name: bootstrap(table[name], patients, seed=seed, skip_nan=True) for name in RATES}
 
@@ -87,13 +87,11 @@ def summarise(oof, cuts, seed=0):
     main = oof[oof["role"] == "main"]
     check(main["patient_id"].nunique() >= 2, "intervals need out-of-fold images of at least two patients")
 
-    def rates(thresholds):
-        return {name: as_interval(value) for name, value in pooled_rates(main, thresholds, seed).items()}
-
+    half, tuned = (pooled_rates(main, thresholds, seed) for thresholds in (HALF, cuts))
     return {
         "auroc": as_interval(auroc_interval(main["label"], main["probability"], main["patient_id"], seed)),
-        **rates(np.full(len(main), HALF)),
-        "tuned": rates(cuts),
+        **{name: as_interval(rate) for name, rate in half.items()},
+        "tuned": {name: as_interval(rate) for name, rate in tuned.items()},
         "images": len(main),
         "patients": main["patient_id"].nunique(),
         "folds": main["fold"].nunique(),
@@ -110,7 +108,7 @@ def same_source(oof, seed=0):
     return {
         "auroc": as_interval(auroc_interval(part["label"], part["probability"], part["patient_id"], seed)),
         "fall": as_interval(_fall(oof[oof["label"] >= 0], seed)),
-        "specificity": as_interval(pooled_rates(part, np.full(len(part), HALF), seed)["specificity"]),
+        "specificity": as_interval(pooled_rates(part, HALF, seed)["specificity"]),
         "negatives": len(negatives),
         "positives": int((part["label"] == 1).sum()),
         "patients": part["patient_id"].nunique(),
@@ -165,9 +163,8 @@ def _read(path, name, is_valid):
 def measure(table, groups, n_resamples, seed):
     """Return the paper's metrics at 0.5 and the AUROC, with the same bootstraps as score.json."""
     y, probs = (table[[name]].to_numpy() for name in ("label", "probability"))
-    areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
-    rates = RATES_AT_HALF(with_rates(table), groups, n_resamples, seed)
-    return rates | {"AUROC": (areas[0], resamples[:, 0])}
+    area = measure_aurocs(y, probs, ["AUROC"], groups, n_resamples, seed)["AUROC"]
+    return RATES_AT_HALF(with_rates(table), groups, n_resamples, seed) | {"AUROC": area}
 
 
 COMPARISON = Comparison(results, measure, read_probabilities, read_labels, "AUROC", published=published(), note=PRINTED)

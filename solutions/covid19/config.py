@@ -7,7 +7,7 @@ approach, medRxiv 2020.08.26.20182311.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from common.config import Averaging, FitConfig, check_run
+from common.config import FitConfig, check_run
 from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
@@ -42,17 +42,6 @@ class NetworkConfig(FitConfig):
     hidden: tuple[int, ...] = (512,)  # Widths of the layers before the last one. Paper: "several", found by trial.
     dropout: float = 0.5  # Dropout rate before the last layer. Paper: not given.
     augmentation: Literal["none", "paper", "light"] = "paper"  # paper: its table 3. light: flips and small shifts.
-    lr: float = 1e-2
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    momentum: float = 0.8
-    weight_decay: float = 1e-4
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "step"
-    milestones: tuple[int, ...] = (30, 60, 90)  # Paper: these; its 25 epochs reach none of them.
-    factor: float = 0.1
-    batch_size: int = 8
-    epochs: int = 25
-    metric: str = "-loss"
-    averaging: tuple[Averaging, ...] = ("best",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,7 +124,7 @@ class Config:
     """CSV of images to leave out, optionally with reasons in a second column. Paper, by hand: laterals, scans of PDFs,
     marked images with COVID-19, and normals with medical equipment."""
     negatives: int = 500  # Negatives to train on and score, drawn evenly from their collections; 0: all. Paper: 500.
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(**PAPER))
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     lungs: LungsConfig = field(default_factory=LungsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
@@ -153,6 +142,10 @@ class Config:
         check(self.negatives >= 0, f"negatives must be at least 0, not {self.negatives}")
 
 
+# Paper: SGD, and a rate that falls at epochs of which its 25 reach none.
+PAPER = {"epochs": 25, "batch_size": 8, "lr": 1e-2, "optimizer": "sgd", "momentum": 0.8, "weight_decay": 1e-4}
+PAPER |= {"schedule": "step", "milestones": (30, 60, 90), "factor": 0.1, "metric": "-loss", "averaging": ("best",)}
+
 # Ours: negatives from the COVID-19 images' collections and balanced groups, so that the origin helps less; all images
 # instead of a random subset; a schedule that decays within its epochs; averaged weights, flip TTA.
 MODERN = {"hidden": (), "dropout": 0.2, "augmentation": "light", "optimizer": "adamw", "schedule": "warm_cosine"}
@@ -162,16 +155,17 @@ PODIUM = Config(
     same_source="train",
     balance=True,
     negatives=0,
-    network=NetworkConfig(**_PODIUM, **MODERN),
+    network=NetworkConfig(**PAPER | MODERN | _PODIUM),
     selection=SelectionConfig(normals=2000),
     tta=("flip",),
 )
 
 # Minutes on two CPU cores. The last epoch is kept, so that no fold is needed for validation.
 SMALL = {"backbone": "tf_efficientnet_lite0", "size": 128, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 16}
+SMALL |= {"epochs": 6, "averaging": ("last",)}
 DEMO = Config(
     negatives=0,
-    network=NetworkConfig(epochs=6, averaging=("last",), **SMALL, **MODERN),
+    network=NetworkConfig(**PAPER | MODERN | SMALL),
     audit=AuditConfig(folds=(0, 1), epochs=5),
     n_folds=3,
     folds=(0, 1, 2),
@@ -180,7 +174,8 @@ DEMO = Config(
 
 BASELINES = ("resnet152", "densenet121", "efficientnet_b4")
 PRESETS = {"demo": DEMO, "paper": Config()}
-PRESETS |= {name: Config(network=NetworkConfig(backbone=name)) for name in BASELINES} | {"podium": PODIUM}
+PRESETS |= {name: Config(network=NetworkConfig(**PAPER | {"backbone": name})) for name in BASELINES}
+PRESETS["podium"] = PODIUM
 ABOUT = {"paper": "Ahmed et al. (2020): HRNet on the lungs only, ten folds"}
 ABOUT |= {name: f"the paper's baseline {name}" for name in BASELINES}
 MORE_VERBS = {"audit": "measure how much of the score is the images' origin"}  # in addition to those of every solution

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from common.data.augment import Lighting, Warp, compose, homography, jitter, paper_covid
 from common.data.loaders import SampleDataset
 from common.errors import InputError, check
-from common.infer.predict import predict_probs
 from common.metrics.classification import accuracy, auroc, confusion_counts
-from common.network import Network
+from common.network import Network, compute
 from common.nn.backbone import ExactLinear
 from common.nn.classifier import Classifier, build_classifier
 from common.nn.losses import bce
@@ -126,12 +125,9 @@ def fold_rows(job, fold):
     The held-out fold is never used for choices. Raises InputError if one of the two sets lacks a label.
     """
     n_folds, chooses = job.config.n_folds, job.config.network.chooses
-    validation = (fold + 1) % n_folds if chooses else fold
-    if fold == n_folds:  # the network is trained on all images
-        parts = job.images.rows(role="main"), np.zeros(0, int)
-    else:
-        others = [k for k in range(n_folds) if k not in (fold, validation)]
-        parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
+    validation = (fold + 1) % n_folds if chooses and fold < n_folds else fold  # fold n_folds: train on all images
+    others = [k for k in range(n_folds) if k not in (fold, validation)]
+    parts = job.images.rows(folds=others, role="main"), job.images.rows(folds=[validation], role="main")
     for rows, purpose in zip(parts, ("to train on", "to validate on"), strict=True):
         for label in {0.0, 1.0} - set(labels_of(job, rows).tolist()) if fold < n_folds else ():
             kind = "with" if label else "without"
@@ -194,7 +190,5 @@ def covid_network(config, fold, stage=STAGE, view=None, fitting=None, labels=lab
 
 def heat_maps(job, network, rows, device, title, sign=1):
     """Return the Grad-CAM maps of a trained Network for store rows, float32 (n, h, w), computed in full precision."""
-    model = network.load(job.run).to(device, memory_format=torch.channels_last).eval()
-    how = {"batch_size": 2 * network.config.batch_size, "device": device, "amp": "fp32", "workers": job.workers}
-    how |= {"activation": torch.Tensor.float, "progress": title}
-    return predict_probs([partial(model.heat, sign=sign)], network.dataset(job, rows, False, False), **how)
+    model = network.load(job.run)
+    return compute(job, network, model, partial(model.heat, sign=sign), rows, title, device)

@@ -15,16 +15,7 @@ from common.step import Step
 from solutions.covid19 import audit, comparison, data, models, report
 from solutions.covid19.data import weights_file
 
-NO_SAME = (
-    "no image without COVID-19 comes from the collections of the COVID-19 images, so this run cannot show how much of "
-    "the score reflects the images' origin"
-)
 SEGMENTER = "lungs.safetensors"  # name of the lung segmenter in an exported folder
-
-
-def networks(job):
-    """Return the network of each held-out fold."""
-    return [models.covid_network(job.config, fold) for fold in job.config.folds]
 
 
 def predict_rows(job, folds, rows, path, title):
@@ -55,7 +46,8 @@ def describe(figures):
     if same := figures["same_source"]:
         text = f"AUROC {format_interval(same['auroc'])}, specificity {format_interval(same['specificity'])}"
         return [*lines, f"against the {same['negatives']:,} images without COVID-19 of the same collections: {text}"]
-    return [*lines, NO_SAME]
+    none = "no image without COVID-19 comes from the collections of the COVID-19 images"
+    return [*lines, f"{none}, so this run cannot show how much of the score reflects the images' origin"]
 
 
 def answer(job, test, rule, neutral):
@@ -78,7 +70,7 @@ SOLUTION = Solution(
     refine=data.refine,
     read_test=data.read_test,
     refine_test=data.refine_test,
-    networks=networks,
+    networks=lambda job: [models.covid_network(job.config, fold) for fold in job.config.folds],
     predict=predict_rows,
     prediction_key=lambda config: [config.tta, config.view],
     choose=choose,

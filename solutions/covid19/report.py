@@ -91,12 +91,12 @@ def _audit(job, score, oof):
         for check, part in checks.items()
     ]
     asked = pd.DataFrame(asked, columns=["network", "question", "images", "epochs", "AUROC", "accuracy"])
-    looks = [
-        (SEEN[view], _text(part["share"]), part["area"], part["images"], part["flat"]) for view, part in views.items()
-    ]
+    asked = asked.astype({"images": "Int64", "epochs": "Int64"})
+    looks = [(SEEN[view], _text(v["share"]), v["area"], v["images"], v["flat"]) for view, v in views.items()]
     looks = pd.DataFrame(looks, columns=["network sees", "in the lungs", "chance", "images", "empty maps"])
     groups = {SEEN[view]: 100 * focus.loc[focus["view"] == view, "share"] for view in views}
     groups["chance"] = 100 * focus.drop_duplicates("image_id")["area"]
+    shares = plots.histogram(groups, "share of the heat map in the lungs, %", 25)
     answers = pick_answers(oof[oof["fold"].isin(found["folds"]) & (oof["role"] == "main")])
     return [
         f"Trained with the folds {', '.join(map(str, found['folds']))} held out in turn; the network on "
@@ -106,16 +106,11 @@ def _audit(job, score, oof):
             f"Margin, background and origin count against the run if their interval lies above {high:g}, the dashed "
             "line; the same collections, if the AUROC drops by an interval that excludes 0",
         ),
-        page.table(
-            asked.astype({"images": "Int64", "epochs": "Int64"}), "What each network of the audit had to predict"
-        ),
+        page.table(asked, "What each network of the audit had to predict"),
         *[_doubtful_views(job, predictions[predictions["check"] == "view"])] * ("view" in checks),
         _view_pictures(job.images, answers, config.audit.margin),
         page.table(looks, "Mean share of a heat map in the lungs; chance: the lungs' share of the image"),
-        page.figure(
-            plots.histogram(groups, "share of the heat map in the lungs, %", 25),
-            "Share of each heat map in the lungs, and the lungs' share of the image",
-        ),
+        page.figure(shares, "Share of each heat map in the lungs, and the lungs' share of the image"),
         f"Grad-CAM, violet to yellow from the least to the strongest evidence for the answer, which is {COVID} from a "
         f"probability of {HALF} and {WITHOUT} below.",
         _heat_pictures(job, answers, {fold: focus_networks(config, fold) for fold in found["folds"]}),
@@ -137,11 +132,6 @@ def _doubtful_views(job, answers):
 def _data(images, selection):
     used, n_tests = images.table[images.table["fold"] >= 0], (images.table["split"] == "test").sum()
     main, n_same = used[used["role"] == "main"], (used["role"] == "same_source").sum()
-    text = (
-        f"{len(selection):,} rows in the tables; {len(main):,} images of {main['patient_id'].nunique():,} patients for "
-        f"training and scoring; {n_same:,} of the {COVID} images' own collections for scoring only; {n_tests:,} to "
-        "predict."
-    )
     folds = used.groupby(["fold", "role", "label"]).size().unstack(["role", "label"], fill_value=0)
     folds.columns = ["only scored" if role == "same_source" else LABELS[label] for role, label in folds]
     folds = folds[[name for name in (COVID, WITHOUT, "only scored") if name in folds]].reset_index()
@@ -150,7 +140,9 @@ def _data(images, selection):
     findings = selection.loc[home, "finding"].replace("", "not given").value_counts().reset_index(name="rows")
     return page.section(
         "Data",
-        text,
+        f"{len(selection):,} rows in the tables; {len(main):,} images of {main['patient_id'].nunique():,} patients for "
+        f"training and scoring; {n_same:,} of the {COVID} images' own collections for scoring only; {n_tests:,} to "
+        "predict.",
         page.table(count_reasons(selection), "Rows of the tables, and why rows are not used"),
         page.table(folds, "Folds, by patient"),
         page.grid(
@@ -178,12 +170,12 @@ def count_reasons(selection):
     selection: the table of `data.read_selection`. Reasons that differ only in a number or a name count as one.
     """
     rows = []
-    selection = selection.assign(kind=reason_kinds(selection["reason"]), order=-selection["label"])
-    for (collection, label), part in selection.groupby(["collection", "order"], sort=False):
+    selection = selection.assign(kind=reason_kinds(selection["reason"]))
+    for (collection, label), part in selection.groupby(["collection", "label"], sort=False):
         why = part.loc[~part["kept"], "kind"].value_counts()
         counts = {"rows": len(part), "used": part["kept"].sum(), "left out": why.sum()}
         text = ", ".join(f"{n:,} {reason}" for reason, n in why.items())
-        rows.append({"collection": collection, "label": LABELS[-label], **counts, "because of": text})
+        rows.append({"collection": collection, "label": LABELS[label], **counts, "because of": text})
     return pd.DataFrame(rows)
 
 
@@ -197,13 +189,12 @@ def _lungs(job, selection):
     rejected = pd.DataFrame(rejected, columns=["images", "total", "rejected", "share"])
     areas = {name: 100 * values for name, values in _by_label(table[table["ok"]], "area").items()}
     drawn = plots.histogram(areas, "lungs, % of the image", threshold=100 * config.lungs.gate)
+    drawn = page.figure(drawn, "Area of the lungs, after dilation")
     view = "only the lungs" if config.view == "lungs" else "the whole image"
     return page.section(
         "Lungs",
         f"This run's networks see {view}. The dashed line is the gate: images with less lung are left out.",
-        page.grid(
-            page.table(rejected, "Images checked by the gate"), page.figure(drawn, "Area of the lungs, after dilation")
-        ),
+        page.grid(page.table(rejected, "Images checked by the gate"), drawn),
         *_lung_pictures(job.images, selection),
     )
 
@@ -217,9 +208,8 @@ def _folds(run, score):
     ours = pd.DataFrame([*folds[rates].agg(["mean", "std"]).to_dict("records"), pooled])
     ours.insert(0, "network", ["this run, mean of folds", "this run, sd over folds", "this run, all images"])
     tuned = ", ".join(f"{name} {_text(score['tuned'][name])}" for name in RATES)
-    estimates = {
-        name: [*folds[[name, f"{name}_low", f"{name}_high"]].to_numpy(), list(score[name].values())] for name in RATES
-    }
+    of_folds = {name: folds[[name, f"{name}_low", f"{name}_high"]].to_numpy() for name in RATES}
+    estimates = {name: [*rows, list(score[name].values())] for name, rows in of_folds.items()}
     drawn = plots.forest(estimates, [*(f"fold {fold}" for fold in folds["fold"]), "all images"], "share")
     return page.section(
         "Rates by fold",
@@ -233,23 +223,19 @@ def _folds(run, score):
 
 def _predictions(oof):
     main, home, figures = oof[oof["role"] == "main"], oof[oof["home"]], []
-    columns = (main[[name]].to_numpy() for name in ("label", "probability"))
-    patients = main["patient_id"].to_numpy()
-    drawn = results.classes(*columns, main["fold"], [COVID], HALF, (WITHOUT, COVID), patients)
+    drawn = results.one_class(main, "label", "probability", (WITHOUT, COVID), HALF, main["patient_id"].to_numpy())
     if (home["label"] == 0).any():
         roc = class_plots.roc_panels(home[["label"]].to_numpy(), {"": home[["probability"]].to_numpy()}, [COVID])
         figures.append(page.figure(roc, "ROC curve of the images of the same collections"))
     oof = oof.assign(correct=(oof["probability"] >= HALF) == (oof["label"] == 1))
-    table = oof.groupby(["collection", "label"], as_index=False).agg(
-        images=("label", "size"), patients=("patient_id", "nunique"), correct=("correct", "mean")
-    )
+    shown = {"images": ("label", "size"), "patients": ("patient_id", "nunique"), "correct": ("correct", "mean")}
+    table = oof.groupby(["collection", "label"], as_index=False).agg(**shown)
     table["label"] = table["label"].map(LABELS)
     return page.section("Out of fold", *drawn, *figures, page.table(table, f"By collection, at {HALF}"))
 
 
 def _worst(job, oof):
-    error = (oof["label"] - oof["probability"]).abs()
-    listed = oof.assign(row=job.images.rows_of(oof["image_id"])).iloc[np.argsort(-error.to_numpy(), kind="stable")]
+    listed = oof.iloc[np.argsort(-(oof["label"] - oof["probability"]).abs().to_numpy(), kind="stable")]
     pixels, masks, items = job.images.store.images, read_array(job.images.arrays[MASKS]), []
     for one in listed.head(WORST).itertuples():
         if (one.probability >= HALF) != one.label:

@@ -72,7 +72,7 @@ def make_sample(folder, n_covid=48, n_other=12, n_normals=48, n_test=12, seed=0,
     check(isinstance(marker, bool), f"sample: marker={marker!r} must be True or False")
     counts = {"n_covid": n_covid, "n_other": n_other, "n_normals": n_normals, "n_test": n_test}
     least = {"n_covid": 4, "n_other": 1, "n_normals": 4, "n_test": 4, "seed": 0}
-    return write_sample(folder, "covid19", VERSION, least, _write, **counts, seed=seed, marker=marker)
+    return write_sample(folder, "covid19", VERSION, _write, least, **counts, seed=seed, marker=marker)
 
 
 def _write(folder, marker, **plan):

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import radius_neighbors_graph
 
 from common.errors import log
-from solutions.covid19.layouts import NO_FINDING
+from solutions.covid19.collections import NO_FINDING
 
 SIDE = 16  # side of the hash, which has 256 bits
 

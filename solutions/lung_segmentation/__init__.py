@@ -8,17 +8,11 @@ Heavy modules are imported on first use.
 
 import importlib
 
-_HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(("lung_region", "clean_up", "apply_gate"), "postprocess")
+_POST = ("lung_region", "lung_boxes", "clean_up", "apply_gate")
+_HOMES = {"load_segmenter": "segmenter"} | dict.fromkeys(_POST, "postprocess")
 _HOMES |= dict.fromkeys(("find_lungs", "structures_of", "weights_file"), "segmenter")
 _HOMES |= {"mask_network": "models", **dict.fromkeys(("fit_mask", "read_mask", "same_proportions"), "pairs")}
-__all__ = [*sorted(_HOMES), "lung_boxes"]
-
-
-def lung_boxes(masks):
-    """Return the box (x_min, y_min, x_max, y_max), ends exclusive, of each mask's `lung_region`, or None."""
-    from .postprocess import lung_region
-
-    return [None if (region := lung_region(mask)) is None else region.box for mask in masks]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name):

@@ -142,9 +142,7 @@ def _affine_matrix(random, rotate, shift, zoom):
 def strong(size, flip=True):
     """Return our own strong pipeline, for networks that must work on images of other hospitals and devices."""
     soft = size / 256
-    edges = A.Sequential(
-        [A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")], p=0.15
-    )
+    cut, padded = A.CropAndPad(percent=(-0.15, 0.0), keep_size=False), A.PadIfNeeded(size, size, position="random")
     coarse = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
     focus = [
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * soft, 1.5 * soft)),
@@ -165,7 +163,7 @@ def strong(size, flip=True):
             A.OneOf(focus, p=0.3),
             A.GaussNoise((0.01, 0.06), p=0.2),
             A.InvertImg(p=0.03),
-            edges,
+            A.Sequential([cut, padded], p=0.15),
             A.ImageCompression(quality_range=(25, 90), p=0.3),
         ]
     )

@@ -8,7 +8,7 @@ detection from chest X-ray images, an HRNet approach; Liu et al., SDFN, segmenta
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from common.config import Averaging, FitConfig, check_run
+from common.config import FitConfig, check_run
 from common.errors import InputError, check
 from common.kaggle import Source
 from common.trained import Card
@@ -29,11 +29,7 @@ ONE_LUNG_RATIO = 1 / 3  # a second region smaller than this share of the first i
 
 @dataclass(frozen=True)
 class NetworkConfig(FitConfig):
-    """The network that segments the lungs.
-
-    Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last
-    layers at 1e-3, then 5 epochs of all layers at a lower rate (not given). Loss not given: fastai's default.
-    """
+    """The network that segments the lungs."""
 
     architecture: str = "unet"
     """dynamicunet: fastai's; plain, plain_no_norm (Ahmed et al.), imlab (Liu et al.): without an encoder; or one of
@@ -46,17 +42,8 @@ class NetworkConfig(FitConfig):
     augmentation: Literal["none", "simple", "complex", "unet", "affine", "strong"] = "simple"
     """simple, complex: Berger et al.; unet: Ahmed et al.; affine: Liu et al.; strong: for images of other hospitals."""
     loss: Literal["bce", "dice", "squared_dice", "bce_dice"] = "bce"
-    epochs: int = 10
-    frozen_epochs: int = 5
-    frozen_lr: float = 1e-3
     lr: float | Literal["auto"] = 1e-4
     """auto: the range test's suggestion, which replaces frozen_lr too; after frozen epochs, a tenth of it."""
-    batch_size: int = 4
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    weight_decay: float = 1e-2
-    schedule: Literal["constant", "cosine", "warm_cosine", "one_cycle", "step", "plateau"] = "constant"
-    metric: str = "dice"
-    averaging: tuple[Averaging, ...] = ("last",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +68,7 @@ class DecisionConfig:
 class Config:
     """A whole run of the lung segmentation solution."""
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(**BERGER))
     decision: DecisionConfig = field(default_factory=DecisionConfig)
     structures: Literal["lungs", "left_right", "lungs_heart"] = "lungs"
     """Structures to segment. Images without masks of the lungs are left out; a missing heart is ignored in the loss."""
@@ -102,17 +89,22 @@ class Config:
         check(usable, f"validation {self.validation}: must be above 0 and leave images to train on")
 
 
+# Berger et al., section 3.3: batch 4; weight decay 0.01 (decoupled, as in fastai's Adam); 5 epochs of the last layers
+# at 1e-3, then 5 epochs of all layers at a lower rate (not given). Loss not given: fastai's default.
+BERGER = {"epochs": 10, "frozen_epochs": 5, "frozen_lr": 1e-3, "batch_size": 4, "optimizer": "adamw"}
+BERGER |= {"weight_decay": 1e-2, "schedule": "constant", "metric": "dice", "averaging": ("last",)}
 # Both phases of fastai's fine-tuning are learning-rate cycles.
-PAPER = Config(network=NetworkConfig(architecture="dynamicunet", schedule="one_cycle"), finder=True)
+_FASTAI = {"architecture": "dynamicunet", "schedule": "one_cycle"}
+PAPER = Config(network=NetworkConfig(**BERGER | _FASTAI), finder=True)
 
 # Liu et al., section 2.2: 256 px, affine augmentation, Adam 1e-3, batch 8, up to 100 epochs, cross-entropy, five folds;
 # the network of imlab-uiip/lung-segmentation-2d.
 IMLAB = {"architecture": "imlab", "decoder": (32, 64, 64, 128, 256, 256, 256, 128, 64)}
 PLAIN = {"architecture": "plain", "encoder": "", "decoder": (32, 64, 128, 256, 512), "weights": "none"}
 PLAIN |= {"frozen_epochs": 0, "batch_size": 8, "optimizer": "adam", "weight_decay": 0.0}
-BEST = {"metric": "-loss", "averaging": ("best",)}
+PLAIN |= {"metric": "-loss", "averaging": ("best",)}
 SDFN = Config(
-    network=NetworkConfig(size=256, augmentation="affine", epochs=100, lr=1e-3, **BEST, **PLAIN | IMLAB),
+    network=NetworkConfig(size=256, augmentation="affine", lr=1e-3, **BERGER | PLAIN | IMLAB | {"epochs": 100}),
     datasets=("JSRT",),
     n_folds=5,
     folds=(0, 1, 2, 3, 4),
@@ -124,10 +116,8 @@ LUNGS_HEART = replace(SDFN, network=replace(SDFN.network, loss="dice", **PLAIN),
 
 # Ahmed et al.: the plain U-Net from scratch, Dice with squared terms, ten folds of 25 epochs at 0.005; the epoch
 # that is best on a tenth of the training images is kept (algorithm 1). Optimiser not given.
-UNET = Config(
-    network=NetworkConfig(size=512, augmentation="unet", loss="squared_dice", epochs=25, lr=5e-3, **PLAIN, **BEST),
-    folds=tuple(range(10)),
-)
+_UNET = {"size": 512, "augmentation": "unet", "loss": "squared_dice", "epochs": 25, "lr": 5e-3}
+UNET = Config(network=NetworkConfig(**BERGER | PLAIN | _UNET), folds=tuple(range(10)))
 
 # All collections, five folds of an hour on one GPU: a modern pretrained encoder, full 512 px, averaged weights, flip
 # and scale TTA.
@@ -136,7 +126,7 @@ STRONG |= {"averaging": ("ema", "window", "best_k", "best")}
 LARGE = {"encoder": "convnext_small.fb_in22k_ft_in1k", "size": 512, "epochs": 50, "frozen_epochs": 1, "lr": 2e-4}
 LARGE |= {"compile": "auto"}
 PODIUM = Config(
-    network=NetworkConfig(**LARGE, **STRONG),
+    network=NetworkConfig(**BERGER | LARGE | STRONG),
     decision=DecisionConfig(pixel=(0.3, 0.4, 0.5, 0.6, 0.7), regions=(0, 2)),
     n_folds=5,
     folds=(0, 1, 2, 3, 4),
@@ -146,7 +136,7 @@ PODIUM = Config(
 # The recipe of the shipped weights: a small network for images of other hospitals. Two hours on two CPU cores.
 SMALL = {"encoder": "tf_efficientnet_lite0", "decoder": (128, 64, 32, 16, 8), "frozen_epochs": 0, "lr": 1e-3}
 SHIPPED = Config(
-    network=NetworkConfig(size=384, epochs=28, **SMALL, **STRONG | {"batch_size": 8}),
+    network=NetworkConfig(size=384, **BERGER | SMALL | STRONG | {"epochs": 28, "batch_size": 8}),
     decision=DecisionConfig(pixel=(0.4, 0.45, 0.5, 0.55, 0.6), regions=(0, 2)),
     structures="lungs_heart",
 )

@@ -3,16 +3,13 @@
 import json
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from common import processes
 from common.config import digest
 from common.data.dicom import COLOUR_LIMIT
 from common.data.folds import holdout
@@ -20,7 +17,7 @@ from common.data.loaders import UNKNOWN
 from common.data.store import time_stamp, to_square
 from common.data.tables import named_images, read_patients
 from common.errors import InputError, check, log
-from common.infer.predict import write_masks
+from common.infer.predict import draw_masks
 from common.listing import Listing, check_named, read_problem
 from common.paths import KAGGLE_INPUT, read_array, read_parquet, write_table
 from solutions.lung_segmentation.config import STRUCTURES
@@ -65,8 +62,7 @@ def read_competition(job):
 def read_test(job):
     """Return the Listing of only the images to predict: those of --test, or those in the folder without a mask."""
     test, folder = job.options.test, job.options.data or KAGGLE_INPUT
-    alone = test is not None and test.is_dir()
-    folder, pairs = (test, []) if alone else (folder, find_pairs(folder))
+    folder, pairs = (test, []) if test is not None and test.is_dir() else (folder, find_pairs(folder))
     tests = _find_tests(test, pairs, {})
     check(tests, f"{folder}: every image has a mask; name the images to predict with --test")
     return Listing(folder, _test_table(tests), tests, pd.DataFrame(), placeholders=frozenset(tests))
@@ -172,33 +168,29 @@ def _prepare_masks(store, train, config):
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
     if (folder / "masks.parquet").is_file():
         return folder
-    shape, found = (len(STRUCTURES[config.structures]), config.store_size, config.store_size), []
+    shape, found = (len(STRUCTURES[config.structures]), config.store_size, config.store_size), {}
     rows = dict(zip(train["row"], train.itertuples(), strict=True))
 
-    def blocks():
-        with ThreadPoolExecutor(processes.cores()) as pool:
-            results = pool.map(lambda number: _small_masks(rows.get(number), shape), range(len(store.images)))
-            for small, *about in tqdm(results, "masks", len(store.images), leave=False):
-                found.append(about)
-                yield small
+    def draw(number):
+        """Return the masks of a store row, zeros if it has none that can be read, and note its row of masks.parquet."""
+        small, row = np.zeros(shape, np.uint8), rows.get(number)
+        if row is None:
+            return small
+        try:
+            masks, resized = _read_masks(row)
+        except InputError as error:
+            found[number] = row.image_id, 0.0, False, 0, str(error)
+            return small
+        small[:] = [to_square((part & 1) * np.uint8(255), config.store_size) >= 128 for part in masks]
+        small[masks[:, 0, 0] == UNKNOWN] = UNKNOWN
+        found[number] = row.image_id, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
+        return small
 
-    write_masks(folder / "masks.npy", (len(store.images), *shape), blocks())
-    table = pd.DataFrame(found, columns=["image_id", "area", "resized", "check", "reason"])
-    write_table(folder / "masks.parquet", table.dropna(subset="image_id"))  # last: marks both as complete
+    draw_masks(folder / "masks.npy", len(store.images), shape, draw)
+    table = [found[number] for number in sorted(found)]
+    table = pd.DataFrame(table, columns=["image_id", "area", "resized", "check", "reason"])
+    write_table(folder / "masks.parquet", table)  # last: marks both as complete
     return folder
-
-
-def _small_masks(row, shape):
-    """Return the masks of a table row, uint8 of `shape` (zeros if there are none), and its row of masks.parquet."""
-    if row is None:
-        return np.zeros(shape, np.uint8), None, 0.0, False, 0, ""
-    try:
-        masks, resized = _read_masks(row)
-    except InputError as error:
-        return np.zeros(shape, np.uint8), row.image_id, 0.0, False, 0, str(error)
-    small = np.stack([to_square((part & 1) * np.uint8(255), shape[-1]) >= 128 for part in masks]).astype(np.uint8)
-    small[masks[:, 0, 0] == UNKNOWN] = UNKNOWN
-    return small, row.image_id, float(masks[:2].any(0).mean()), resized, zlib.crc32(small), ""
 
 
 def _read_masks(row):

@@ -15,6 +15,7 @@ from common.network import predict, train, with_rate
 from common.paths import write_csv
 from common.recipe import read_rule, read_score
 from common.runs import git_revision
+from common.step import Step
 from solutions.lung_segmentation.data import true_masks
 from solutions.lung_segmentation.postprocess import MaskRule, figures, measure
 from solutions.lung_segmentation.segmenter import save_segmenter
@@ -121,6 +122,10 @@ def _finish(job, name, rows):
     log.info(table[columns].to_string(index=False, float_format="%.4f".__mod__))
 
 
+ABLATION = Step("ablate", run_ablation, reads=experiment_key, files=("ablation.csv",))
+CROSS = Step("cross", run_cross, reads=experiment_key, files=("cross.csv",))
+
+
 def export_segmenter(job):
     """Write lungs.safetensors into the run: the first fold's network in half precision, the rule and its score.
 
@@ -128,7 +133,6 @@ def export_segmenter(job):
     """
     run, config = job.run, job.config
     rule, score, (first, *more) = read_rule(job)["rule"], read_score(job), job.recipe.networks(job)
-    train = job.images.at(job.images.rows())
     about = {
         "network": to_dict(config.network),
         "structures": config.structures,
@@ -138,7 +142,7 @@ def export_segmenter(job):
         "config": to_dict(config),
         "exported_by": git_revision(),
         "held_out_folds": list(config.folds),
-        "images": train["dataset"].value_counts().to_dict(),
+        "images": job.images.at(job.images.rows())["dataset"].value_counts().to_dict(),
         "dice": {name: part["dice"] for name, part in {"all": score, **score["datasets"]}.items()},
     }
     for name, network in (("lungs", first), *((f"lungs_fold{network.fold}", network) for network in more)):

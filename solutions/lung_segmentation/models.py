@@ -145,12 +145,8 @@ def build_network(config, channels, weights=None):
 
 def mask_loss(name):
     """Return the loss called `name`, a function of (logits, masks) that ignores UNKNOWN masks."""
-    loss = {
-        "bce": losses.bce,
-        "dice": losses.dice,
-        "squared_dice": partial(losses.dice, squared=True),
-        "bce_dice": lambda logits, masks: losses.bce(logits, masks) + losses.dice(logits, masks),
-    }[name]
+    kinds = {"bce": losses.bce, "dice": losses.dice, "bce_dice": losses.bce_dice}
+    loss = (kinds | {"squared_dice": partial(losses.dice, squared=True)})[name]
 
     def of_known(logits, masks):
         known = _known(masks)

@@ -1,6 +1,5 @@
 """Lung segmentation (Berger et al., section 3.3): a network's probabilities and the rule that turns them into masks."""
 
-import dataclasses
 from functools import partial
 
 import numpy as np
@@ -17,7 +16,7 @@ from common.network import predict
 from common.paths import write_csv
 from common.post.rle import ABSOLUTE, decode, encode
 from common.recipe import Choice, Solution
-from common.step import Step, run_step
+from common.step import run_step
 from common.submit.table import read_table
 from common.submit.validate import validate_shaped_masks
 from common.train import distributed
@@ -28,11 +27,6 @@ from solutions.lung_segmentation.config import STRUCTURES
 from solutions.lung_segmentation.pairs import write_png
 
 PREPARED = ("n_folds", "seed", "store_size", "structures", "datasets")  # settings that `prepare` depends on
-
-
-def networks(job):
-    """Return the network of each fold."""
-    return [lung_network(job.config, fold) for fold in job.config.folds]
 
 
 def lung_network(config, fold):
@@ -80,8 +74,7 @@ def choose(job, oof):
     scored = pd.concat([table, about.reset_index(drop=True)], axis=1)
     figures, scored = postprocess.figures(scored, chosen, config.structures)
     figures |= {"folds": list(config.folds), "n_folds": config.n_folds, "seed": config.seed}
-    surface = [{**dataclasses.asdict(rule), "dice": dice[number].mean()} for rule, number in position.items()]
-    tables = {"surface.csv": pd.DataFrame(surface), "oof_dice.parquet": scored}
+    tables = {"surface.csv": tuned.surface("dice"), "oof_dice.parquet": scored}
     return Choice(tuned.as_dict(), tuned.score, figures, tables)
 
 
@@ -135,7 +128,7 @@ SOLUTION = Solution(
     refine=data.keep_usable,
     read_test=data.read_test,
     refine_test=data.check_test,
-    networks=networks,
+    networks=lambda job: [lung_network(job.config, fold) for fold in job.config.folds],
     before_training=find_learning_rate_first,
     predict=predict_rows,
     maps=True,
@@ -149,9 +142,6 @@ SOLUTION = Solution(
     comparison=COMPARISON,
     hidden="hidden",
     report=report,
-    further_steps=(
-        Step("ablate", experiments.run_ablation, reads=experiments.experiment_key, files=("ablation.csv",)),
-        Step("cross", experiments.run_cross, reads=experiments.experiment_key, files=("cross.csv",)),
-    ),
+    further_steps=(experiments.ABLATION, experiments.CROSS),
     further_verbs={"export_segmenter": experiments.export_segmenter},
 )

@@ -133,6 +133,11 @@ def lung_region(mask):
     return LungRegion(box, rule, lungs)
 
 
+def lung_boxes(masks):
+    """Return the box (x_min, y_min, x_max, y_max), ends exclusive, of each mask's `lung_region`, or None."""
+    return [None if (region := lung_region(mask)) is None else region.box for mask in masks]
+
+
 def scale_box(box, from_shape, to_shape):
     """Return a box scaled from one image (height, width) to another, as ints that cover at least the box."""
     edges = zip(map(int, box), from_shape[::-1] * 2, to_shape[::-1] * 2, (1, 1, -1, -1), strict=True)

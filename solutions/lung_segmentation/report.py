@@ -65,13 +65,9 @@ def _data(job):
     train = table[table["split"] == "train"]
     counts = train.groupby(["fold", "dataset"]).size().unstack(fill_value=0).reset_index()
     areas = {name: 100 * part["area"] for name, part in train.groupby("dataset")}
-    fragments = [
-        f"{len(train):,} images with masks, {(table['split'] == 'test').sum():,} to predict.",
-        page.grid(
-            page.table(counts, "Images by fold, split by patient"),
-            page.figure(plots.histogram(areas, "lung area, % of the image"), "Lung area"),
-        ),
-    ]
+    size = f"{len(train):,} images with masks, {(table['split'] == 'test').sum():,} to predict."
+    drawn = page.figure(plots.histogram(areas, "lung area, % of the image"), "Lung area")
+    fragments = [size, page.grid(page.table(counts, "Images by fold, split by patient"), drawn)]
     if left_out.is_file():
         fragments.append(page.table(read_csv(left_out, dtype=str), "Images that could not be used"))
     return page.section("Data", *fragments)
@@ -104,26 +100,20 @@ def _scores(run):
     if not run.step("prepare")["synthetic"]:
         published = pd.DataFrame(PUBLISHED, columns=["dataset", "by", "dice"])
         fragments.append(page.table(published, "Published for these collections, with other splits", {"dice": ".3f"}))
-    return page.section(
-        "Scores", page.table(rows, "Held-out images, with 95 % intervals by patient"), page.grid(*fragments)
-    )
+    table = page.table(rows, "Held-out images, with 95 % intervals by patient")
+    return page.section("Scores", table, page.grid(*fragments))
 
 
 def _decision(job):
     run, oof = job.run, read_parquet(job.run.path("oof_dice.parquet"))
     rule, surface = read_json(run.path("tuned.json"))["rule"], read_csv(run.path("surface.csv"))
-    figures = []
-    if len(surface) > 1:
-        drawn = plots.threshold_surface(surface, "pixel", "regions", "dice", (rule["pixel"], rule["regions"]))
-        figures.append(page.figure(drawn, "Mean Dice of the rules compared"))
+    figures = results.rule_surface(surface, "pixel", "regions", "dice", rule, "Mean Dice of the rules compared")
     kept = f"the {rule['regions']} largest regions are kept" if rule["regions"] else "all regions are kept"
-    text = (
-        f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}. Each part of the images is scored "
-        "with the rule chosen on the others."
-    )
+    text = f"Pixels with a probability of at least {rule['pixel']:g} are lung; {kept}."
+    nested = "Each part of the images is scored with the rule chosen on the others."
     maps, names = read_array(job.run.maps("oof")), STRUCTURES[job.config.structures]
     figures.append(results.pixel_calibration(maps, lambda k: mask(job.images, oof["row"].iloc[k]), names))
-    return page.section("Decision and calibration", text, page.grid(*figures))
+    return page.section("Decision and calibration", f"{text} {nested}", page.grid(*figures))
 
 
 def _pictures(job):
@@ -154,14 +144,12 @@ def _ablation(job):
         groups[row["augmentation"]] = {"images": row["images"], **figures}
     rows, lines = _rows(groups, "augmentation", ("precision", "recall", "accuracy"))
     paper = table[["augmentation", *(name for name in table if name.startswith("paper_"))]].dropna()
-    changes = table.dropna(subset="dice_change")
+    paper = page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f"))
+    changes = table.dropna(subset="dice_change").itertuples()
     return [
-        *(f"{r.augmentation} against simple: dice {r.dice_change:+.4f}, p = {r.p:.3f}. " for r in changes.itertuples()),
+        *(f"{r.augmentation} against simple: dice {r.dice_change:+.4f}, p = {r.p:.3f}. " for r in changes),
         page.table(rows, "Held-out images, with 95 % intervals by patient"),
-        page.grid(
-            page.figure(plots.score_with_interval(lines, "dice"), "Dice"),
-            page.table(paper, "Berger et al., table 2", dict.fromkeys(paper.columns[1:], ".3f")),
-        ),
+        page.grid(page.figure(plots.score_with_interval(lines, "dice"), "Dice"), paper),
     ]
 
 
@@ -179,8 +167,7 @@ def _cross(job):
 def submission(job, record):
     """Return a note on where the masks are, and pictures of the first rejected and the first accepted ones."""
     test, rejected = read_parquet(job.run.path("test.parquet")), read_csv(job.run.path("rejected.csv"), dtype=str)
-    reason_of = dict(zip(rejected["image_id"], rejected["reason"], strict=True))
-    reasons = test["image_id"].map(lambda image_id: reason_of.get(image_id, ""))
+    reasons = test[["image_id"]].merge(rejected, "left")["reason"].fillna("")
     galleries = []
     for title, part in (("Rejected by the area gate", reasons != ""), ("First masks", reasons == "")):
         rows = test[part][:8]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import phantom
 from common.phantom.findings import consolidation, effusion, mass, nodule, pneumothorax
-from common.phantom.sample import in_threads, write_sample
+from common.phantom.sample import crop, in_threads, write_sample
 
 VERSION = 1  # raise it whenever the files for a seed change
 ABNORMAL = 0.45  # share of abnormal images of Montgomery and Shenzhen
@@ -37,7 +37,7 @@ def make_sample(folder, n_montgomery=16, n_shenzhen=40, n_jsrt=6, n_test=8, seed
     """
     counts = {"n_montgomery": n_montgomery, "n_shenzhen": n_shenzhen, "n_jsrt": n_jsrt, "n_test": n_test}
     least = {"n_montgomery": 1, "n_shenzhen": 1, "n_jsrt": 0, "n_test": 1, "seed": 0}
-    return write_sample(folder, "lung_segmentation", VERSION, least, _write, **counts, seed=seed)
+    return write_sample(folder, "lung_segmentation", VERSION, _write, least, **counts, seed=seed)
 
 
 def _write(folder, n_montgomery, n_shenzhen, n_jsrt, n_test, seed):
@@ -110,9 +110,7 @@ def _window(lungs, number, montgomery):
         sides = (LONG, SHORT) if wide < 0.9 * SHORT else (SHORT, LONG)
     else:
         sides = np.random.default_rng([number, 2]).integers(LEAST, MOST, 2, endpoint=True).tolist()
-    centred = (y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2)
-    starts = [min(max(start, 0), len(lungs) - side) for start, side in zip(centred, sides, strict=True)]
-    return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+    return crop((y + (high - sides[0]) // 2, x + (wide - sides[1]) // 2), sides, len(lungs))
 
 
 def _save(path, image):

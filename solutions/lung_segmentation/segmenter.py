@@ -177,13 +177,12 @@ class Segmenter:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 waiting = deque()
-                for batch in itertools.chain(batches, itertools.repeat(None)):
-                    if batch is not None:
-                        waiting.append(pool.submit(self._finish_batch, batch, load, finish))
-                    if batch is None or len(waiting) > workers:
-                        if not waiting:
-                            return
+                for batch in batches:
+                    waiting.append(pool.submit(self._finish_batch, batch, load, finish))
+                    if len(waiting) > workers:
                         yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(threads)

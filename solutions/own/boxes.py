@@ -64,7 +64,7 @@ def network(job, fold):
     config, n_classes = job.config.detector, data.count_classes(job)
 
     def figures(images, found, rows):
-        truth = truth_of(images, rows)
+        truth = detection.true_boxes(images, rows)
         return {"map": evaluate(found, truth, images.ids(rows), rule(n_classes)).mean_ap if len(truth) else 0.0}
 
     augmentation = partial(pipeline, config.augmentation, config.size)
@@ -77,12 +77,6 @@ def rule(n_classes, iou=0.5, base=VOC2010):
     return replace(base, n_classes=n_classes, no_finding=None, iou_threshold=iou)
 
 
-def truth_of(images, rows):
-    """Return the true boxes of store rows."""
-    boxes = images.tables["boxes.parquet"]
-    return boxes.loc[boxes["row"].isin(np.asarray(rows)), ["image_id", "class_id", *BOX]].reset_index(drop=True)
-
-
 def predict_rows(job, folds, rows, path, title):
     """Return the boxes of the folds' detectors on store rows."""
     return {"": detection.predict_members(job, [network(job, fold) for fold in folds], rows, title)}
@@ -92,7 +86,7 @@ def choose(job, oof):
     """Choose each class's score threshold by F1 at IoU 0.5; F1 is nested over folds, or halves of a single fold."""
     config, classes, found = job.config, job.images.about["classes"], oof.table
     rows, n, seed = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds]), len(classes), config.seed
-    ids, groups, truth = job.images.ids(rows), job.images.groups(rows), truth_of(job.images, rows)
+    ids, groups, truth = job.images.ids(rows), job.images.groups(rows), detection.true_boxes(job.images, rows)
     result, at_04 = (evaluate(found, truth, ids, rule(n, iou)) for iou in (0.5, 0.4))
     of_class, mean = bootstrap_map(result, groups, seed=seed)
     coco_figures, by_class = coco_scores(found, truth, ids, rule(n, 0.5, COCO))
@@ -112,8 +106,7 @@ def choose(job, oof):
     figures = {"map": as_interval(mean), "map_40": as_interval(bootstrap_map(at_04, groups, seed=seed)[1])}
     figures |= {"map_coco": coco_figures["ap"], "f1": float(np.nanmean(f1)), "boxes": len(truth)}
     thresholds = dict(zip(classes, table["threshold"].tolist(), strict=True))
-    choice = figures | data.counts(job, rows), {"classes.csv": table}
-    return Choice({"thresholds": thresholds}, result.mean_ap, *choice)
+    return Choice({"thresholds": thresholds}, result.mean_ap, figures | data.counts(job, rows), {"classes.csv": table})
 
 
 def count_boxes(result, chosen, thresholds):

@@ -15,7 +15,7 @@ from common.data.loaders import FeatureDataset, eval_loader
 from common.infer import tta
 from common.metrics import classification as metrics
 from common.metrics.calibration import choose_thresholds, nested_counts
-from common.metrics.statistics import as_interval, bootstrap, bootstrap_auroc, format_interval
+from common.metrics.statistics import as_interval, as_json, bootstrap, bootstrap_auroc, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.classifier import build_classifier
 from common.paths import read_parquet
@@ -143,11 +143,6 @@ def class_row(truth, probs, parts, groups, area):
         rates = metrics.recall(counts, np.nan), metrics.specificity(counts, np.nan)
         row |= dict(zip(RATES, (*rates, metrics.f_beta(counts), metrics.accuracy(counts)), strict=True))
     return row
-
-
-def as_json(value):
-    """Return a number for JSON, None for NaN."""
-    return None if np.isnan(value) else float(value)
 
 
 def choose(job, oof):

@@ -3,11 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from common.compare import Comparison, means_of, measure_boxes
+from common.compare import Comparison, means_of, measure_aurocs, measure_boxes
 from common.data.tables import path_without_suffix, some_rows
 from common.errors import InputError, check
-from common.metrics.classification import mean_of_defined
-from common.metrics.statistics import resample_aurocs
 from common.paths import read_parquet
 from common.post.boxes import pack_boxes
 from solutions.own.boxes import rule
@@ -39,9 +37,7 @@ def measure(table, groups, n_resamples, seed):
     if "found" in table:
         return measure_boxes(table, names, rule(len(names)), groups, n_resamples, seed)
     y, probs = table[[TRUE + name for name in names]].to_numpy(float), table[names].to_numpy(float)
-    areas, resamples = resample_aurocs(y, probs, groups, n_resamples, seed, skip_undefined=True)
-    found = dict(zip(names, zip(areas, resamples.T, strict=True), strict=True))
-    return found | {"mean": (mean_of_defined(areas), mean_of_defined(resamples))}
+    return measure_aurocs(y, probs, names, groups, n_resamples, seed)
 
 
 def read_probabilities(path):

@@ -29,7 +29,6 @@ class ClassifierConfig(OwnFit):
     only_head: bool = False  # Train only the last layer, on features computed once, without augmentation.
     class_weights: bool = False  # Weight the loss by the inverse frequency of the classes (at most 20).
     balanced: bool = False  # Repeat images of rare classes, up to 10 times, to balance the classes.
-    metric: str = "auroc"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class SegmenterConfig(OwnFit):
     encoder: str = "convnext_small.fb_in22k_ft_in1k"
     size: int = 512
     loss: Literal["bce", "dice", "bce_dice"] = "bce_dice"
-    metric: str = "dice"
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,11 +50,8 @@ class DetectorConfig(BoxConfig):
     """The detector."""
 
     architecture: Literal["faster_rcnn", "retinanet", "fcos"] = "retinanet"
-    nms: float = 0.5
-    size: int = 512
     augmentation: Literal["none", "flip", "noise", "podium"] = "podium"
     """Pipeline of `common.data.box_augment`; flip and podium mirror images."""
-    metric: str = "map"
 
 
 @dataclass(frozen=True)
@@ -109,9 +104,10 @@ class Config:
 
 
 LAST = {"schedule": "warm_cosine", "clip_norm": 1.0, "averaging": ("last",)}
-CLASSES = LAST | {"epochs": 15, "lr": 1e-4, "weight_decay": 5e-2, "batch_size": 32}
-MASKS = LAST | {"epochs": 30, "frozen_epochs": 1, "lr": 2e-4}
-BOXES = {"epochs": 15, "lr": 1e-4, "batch_size": 8, "clip_norm": 1.0, "averaging": ("last",)}
+CLASSES = LAST | {"metric": "auroc", "epochs": 15, "lr": 1e-4, "weight_decay": 5e-2, "batch_size": 32}
+MASKS = LAST | {"metric": "dice", "epochs": 30, "frozen_epochs": 1, "lr": 2e-4}
+BOXES = {"metric": "map", "epochs": 15, "lr": 1e-4, "batch_size": 8, "clip_norm": 1.0, "averaging": ("last",)}
+BOXES |= {"size": 512, "nms": 0.5}
 EMA = {"averaging": ("ema",), "compile": "auto"}
 PODIUM = Config(classifier=ClassifierConfig(**CLASSES | EMA), segmenter=SegmenterConfig(**MASKS | EMA), tta=("flip",))
 

@@ -14,7 +14,7 @@ from common.data.tables import read_list, read_patients
 from common.errors import InputError, check, log
 from common.listing import Listing
 from solutions.lung_segmentation import find_lungs, lung_region, weights_file
-from solutions.own.labels import MASKS, find_labels, list_images, read_labels
+from solutions.own.labels import MASKS, find_labels, list_images, read_labels, refuse
 
 SAMPLE = "sample_submission.csv"  # optional: its first column names the images to predict
 VIEW = "view"  # name of the array of network inputs that replaces the stored images
@@ -34,8 +34,7 @@ def read(job):
     about["image_id"] = about["name"].map(lambda name: _identify(name, names, str(path)))
     lost = about["image_id"].isna()
     _skip(left_out, about[lost], config.on_missing, "on-missing", f"without a file in {options.data}")
-    for row in np.flatnonzero(~lost & about["image_id"].duplicated())[:1]:
-        raise InputError(f"{about['where'][row]}: a second name of the image {about['image_id'][row]}")
+    refuse(about, ~lost & about["image_id"].duplicated(), "a second name of the image {image_id}")
     known = about[classes].notna().any(axis=1) | (about["split"] == "test")
     _skip(left_out, about[~lost & ~known], options.on_unlabelled, "on-unlabelled", "without any label")
     about = about[~lost & known]
@@ -65,9 +64,8 @@ def read(job):
     if len(marks):
         ids = train.set_index("name")["image_id"]
         marks = marks[marks["name"].isin(ids.index) & marks["class"].isin(classes)]
-        marks = marks.assign(
-            image_id=ids[marks["name"]].to_numpy(), class_id=pd.Index(classes).get_indexer(marks["class"])
-        )
+        numbers = pd.Index(classes).get_indexer(marks["class"])
+        marks = marks.assign(image_id=ids[marks["name"]].to_numpy(), class_id=numbers)
     about = {"task": config.task, "classes": classes}
     return Listing(
         options.data,
@@ -179,9 +177,8 @@ def _skip(left_out, rows, choice, option, what):
     """Add rows to left_out, or raise InputError if the user's choice for them is `error`."""
     if len(rows) and choice == "error":
         first = rows.iloc[0]
-        raise InputError(
-            f"{first['where']}: {first['name']!r} is one of {len(rows)} images {what}; --{option} skip leaves them out"
-        )
+        which = f"{first['name']!r} is one of {len(rows)} images {what}"
+        raise InputError(f"{first['where']}: {which}; --{option} skip leaves them out")
     left_out += [(row.name, row.where, what) for row in rows[["name", "where"]].itertuples(index=False)]
 
 

@@ -108,12 +108,8 @@ def task_of(path):
 def read_labels(path, task, classes=(), folder=None):
     """Return the Labels of a file or folder for a task; classes: to use, () for all; folder: the images' folder."""
     kind = "folder" if path.is_dir() else "json" if path.suffix.lower() == ".json" else "csv"
-    readers = {"multilabel": _read_classes, "multiclass": _read_classes, "detection": _read_boxes}
-    readers = {"folder": {"segmentation": _read_masks}, "csv": readers}.get(
-        kind, dict.fromkeys(("detection", "segmentation"), _read_coco)
-    )
-    check(task in readers, f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
-    found = readers[task](path, task, list(classes), folder)
+    check(task in READERS[kind], f"{path}: a {kind} cannot hold labels for the task {task} (--task)")
+    found = READERS[kind][task](path, task, list(classes), folder)
     seen = {}
     for name in found.classes:
         plain = re.sub(r"[\s_]+", " ", name).strip().casefold()
@@ -123,22 +119,29 @@ def read_labels(path, task, classes=(), folder=None):
         seen[plain] = name
     if len(found.classes) < 1 + (task == "multiclass"):
         raise InputError(f"{path}: {len(found.classes)} classes are too few for the task {task}")
+    images, split = found.images, found.images["split"]
     for column in GROUPING:
-        _refuse_missing(found.images[column], found.images["where"])
+        _refuse_missing(images, column)
     for column, allowed in (("split", "|".join(SPLITS)), ("fold", "[0-9]{1,3}")):
-        given = found.images[column]
-        wanted = (given != "").any() & (found.images["split"] != "test")
-        for row in np.flatnonzero(wanted & ~given.str.fullmatch(allowed))[:1]:
-            raise InputError(f"{found.images['where'][row]}: {column} is {given[row]!r}, not {allowed}")
-    for row in np.flatnonzero((found.images["split"] == "val") & (found.images["fold"] != ""))[:1]:
-        raise InputError(f"{found.images['where'][row]}: split is 'val', but the column fold says what is held out")
+        given = images[column]
+        for row in np.flatnonzero((given != "").any() & (split != "test") & ~given.str.fullmatch(allowed))[:1]:
+            raise InputError(f"{images['where'][row]}: {column} is {given[row]!r}, not {allowed}")
+    held_out = (split == "val") & (images["fold"] != "")
+    refuse(images, held_out, "split is 'val', but the column fold says what is held out")
     return found
 
 
-def _refuse_missing(values, where):
-    for row in np.flatnonzero(values.str.casefold().isin(MISSING) | (values == "None"))[:1]:
-        said = f"{values.name} is {values.iloc[row]!r}, which may mean a missing value"
-        raise InputError(f"{where.iloc[row]}: {said}; leave it blank or write another name")
+def refuse(table, wrong, reason):
+    """Raise InputError for the first row that is wrong, bool (n,): its `where`, then the reason with {column} in it."""
+    for row in np.flatnonzero(wrong)[:1]:
+        values = table.iloc[row].to_dict()
+        raise InputError(f"{values['where']}: {reason.format_map(values)}")
+
+
+def _refuse_missing(table, column):
+    missing = table[column].str.casefold().isin(MISSING) | (table[column] == "None")
+    said = "which may mean a missing value; leave it blank or write another name"
+    refuse(table, missing, f"{column} is {{{column}!r}}, {said}")
 
 
 def _chosen(found, classes, path):
@@ -156,33 +159,26 @@ def _labels(classes, images, marks, absent=0):
     return Labels(classes, pd.concat([images, values], axis=1), marks)
 
 
-def _refuse_repeated(images):
-    for row in np.flatnonzero(images["name"].duplicated())[:1]:
-        raise InputError(f"{images['where'][row]}: the image {images['name'][row]!r} has an earlier row")
-
-
 def _read_table(path):
     """Return a CSV as text, the image name in each of its rows, and its rows in the form of `Labels.images`."""
     raw = some_rows(path)
     names = raw["image_id" if "image_id" in raw else raw.columns[0]]
-    for row in np.flatnonzero(names == "")[:1]:
-        raise InputError(f"{path}, row {row + 2}: no image is named")
     about = pd.DataFrame({name: raw.get(name, "") for name in GROUPING}, raw.index).assign(name=names)
     about["where"] = [f"{path}, row {row + 2}" for row in raw.index]
+    refuse(about, names == "", "no image is named")
     return raw, names, about
 
 
 def _read_classes(path, task, classes, folder):
     """Read one column of 0, 1 and blank per class (multilabel), or the column `label` (multiclass)."""
     raw, names, about = _read_table(path)
-    _refuse_repeated(about)
+    refuse(about, names.duplicated(), "the image {name!r} has an earlier row")
     if task == "multiclass":
         check("label" in raw, f"{path}, row 1: the task multiclass needs a column label")
-        label = raw["label"]
-        _refuse_missing(label, about["where"])
+        label, labelled = raw["label"], about.assign(label=raw["label"])
+        _refuse_missing(labelled, "label")
         columns = _chosen(sorted(set(label) - {""}), classes, path)
-        for row in np.flatnonzero(~label.isin([*columns, ""]))[:1]:
-            raise InputError(f"{path}, row {row + 2}: the label {label[row]!r} is not among --classes")
+        refuse(labelled, ~label.isin([*columns, ""]), "the label {label!r} is not among --classes")
         values = pd.DataFrame({name: (label == name).where(label != "").astype(float) for name in columns})
     else:
         found = [name for name in raw.columns[raw.columns != names.name] if name not in GROUPING]
@@ -201,9 +197,10 @@ def _read_boxes(path, task, classes, folder):
     column = next((name for name in ("class", "class_name", "label") if name in raw), None)
     check(column is not None and set(BOX) <= set(raw), f"{path}, row 1: boxes need the columns class, {', '.join(BOX)}")
     boxed, corners = (raw[BOX] != "").any(axis=1), raw[BOX].apply(pd.to_numeric, errors="coerce").astype(float)
-    for row in np.flatnonzero(~np.isfinite(corners).all(axis=1) & boxed)[:1]:
-        raise InputError(f"{path}, row {row + 2}: a box needs four numbers, not {', '.join(raw[BOX].iloc[row])}")
-    _refuse_missing(raw.loc[boxed, column], about.loc[boxed, "where"])
+    rows = about[["where"]].join(raw[[*BOX, column]])
+    numbers = np.isfinite(corners).all(axis=1)
+    refuse(rows, boxed & ~numbers, "a box needs four numbers, not {x_min}, {y_min}, {x_max}, {y_max}")
+    _refuse_missing(rows[boxed], column)
     for name in GROUPING:
         for row in np.flatnonzero(about.groupby("name")[name].transform("nunique") > 1)[:1]:
             last = about.index[names == names[row]][-1]
@@ -217,15 +214,13 @@ def _read_boxes(path, task, classes, folder):
 def _read_coco(path, task, classes, folder):
     about, marks, names = read_coco(path)
     check(len(marks), f"{path}: no annotations in it")
-    _refuse_repeated(about)
+    refuse(about, about["name"].duplicated(), "the image {name!r} has an earlier row")
     chosen, sizes = _chosen([name for name in names.values() if name], classes, path), about[SIZE].fillna(1)
     whole = ((sizes >= 1) & (sizes % 1 == 0)).all(axis=1) & (sizes.prod(axis=1) <= max_pixels())
-    for row in np.flatnonzero(~whole)[:1]:
-        raise InputError(f"{about['where'][row]}: width and height are not those of an image")
+    refuse(about, ~whole, "width and height are not those of an image")
     marks = marks.merge(about[["name", *SIZE]], "left", "name")
     if task == "detection":
-        for row in np.flatnonzero(~np.isfinite(marks[BOX]).all(axis=1))[:1]:
-            raise InputError(f"{marks['where'][row]}: a box needs four numbers")
+        refuse(marks, ~np.isfinite(marks[BOX]).all(axis=1), "a box needs four numbers")
     else:
         sizes = [tuple(map(int, size)) if all(size > 0) else None for size in marks[SIZE].to_numpy()]
         outlines = map(_check_outline, marks["segmentation"], marks["where"])
@@ -268,9 +263,14 @@ def _read_masks(path, task, classes, folder):
                 rows.append((stem, name, str(file), str(file)))
     check(rows, f"{path}: no masks in it ({', '.join(IMAGES)})")
     marks = pd.DataFrame(rows, columns=["name", "class", "mask", "where"])
-    for row in np.flatnonzero(marks.duplicated(["name", "class"]))[:1]:
-        raise InputError(f"{marks['mask'][row]}: a second mask of {marks['name'][row]!r}")
-    about = (
-        marks.drop_duplicates("name")[["name", "where"]].reset_index(drop=True).assign(**dict.fromkeys(GROUPING, ""))
-    )
+    refuse(marks, marks.duplicated(["name", "class"]), "a second mask of {name!r}")
+    about = marks.drop_duplicates("name")[["name", "where"]].assign(**dict.fromkeys(GROUPING, ""))
+    about = about.reset_index(drop=True)
     return _labels(chosen, about, marks, np.nan)  # without a file, a structure is unknown, not absent
+
+
+READERS = {
+    "csv": {"multilabel": _read_classes, "multiclass": _read_classes, "detection": _read_boxes},
+    "json": {"detection": _read_coco, "segmentation": _read_coco},
+    "folder": {"segmentation": _read_masks},
+}

@@ -1,7 +1,6 @@
 """Segmentation of the user's own images: one network per fold, with one channel and one tuned rule per structure."""
 
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from common.data.loaders import UNKNOWN
 from common.data.store import to_square
 from common.errors import InputError
 from common.infer import tta
-from common.infer.predict import write_masks
+from common.infer.predict import draw_masks
 from common.listing import leave_out_unreadable
 from common.metrics.classification import mean_of_defined
 from common.metrics.segmentation import counts_from_areas, iou
@@ -46,7 +45,7 @@ def refine(job, listing, store):
     outline outside its image, and a structure that is empty in all masks.
     """
     listing, side, classes = leave_out_unreadable(listing), job.config.store_size, listing.about["classes"]
-    marks, table, shape = listing.tables["marks"], listing.table, (len(store.images), len(classes), side, side)
+    marks, table, shape = listing.tables["marks"], listing.table, (len(classes), side, side)
     of_image, files = dict(list(marks.groupby("image_id"))), bool(len(marks)) and isinstance(marks["mask"].iloc[0], str)
 
     rows = dict(zip(table["row"], table.itertuples(), strict=True))
@@ -54,8 +53,8 @@ def refine(job, listing, store):
     def draw(number):
         row = rows.get(number)
         if row is None or row.split == "test":
-            return np.zeros(shape[1:], np.uint8)
-        found = np.full(shape[1:], UNKNOWN if files else 0, np.uint8)
+            return np.zeros(shape, np.uint8)
+        found = np.full(shape, UNKNOWN if files else 0, np.uint8)
         for k, parts in of_image.get(row.image_id, marks[:0]).groupby("class_id"):
             drawn = [read_mark(*mark, (row.height, row.width), job.config.mask_size) for mark in parts[MARK].to_numpy()]
             found[k] = to_square(np.any(drawn, axis=0) * np.uint8(255), side) >= 128
@@ -65,9 +64,7 @@ def refine(job, listing, store):
     key = digest(job.config.mask_size, classes, table["image_id"].tolist(), stamps)
     folder = store.folder.with_name(f"{store.folder.name}-masks-{key[:8]}")
     if not (folder / "masks.npy").is_file():
-        with ThreadPoolExecutor(2) as pool:
-            drawn = tqdm(pool.map(draw, range(len(store.images))), "masks", len(rows), leave=False)
-            write_masks(folder / "masks.npy", shape, drawn)
+        draw_masks(folder / "masks.npy", len(store.images), shape, draw)
     masks = read_array(folder / "masks.npy")
     train = table.loc[table["split"] == "train", "row"]
     seen = np.array([[np.nan if m[0, 0] == UNKNOWN else m.any() for m in masks[row]] for row in train], float)

@@ -7,7 +7,7 @@ import torch
 
 from common.infer.cam import normalise
 from common.paths import read_array, read_csv, read_json, read_parquet
-from common.report import class_plots, page, plots
+from common.report import class_plots, page, plots, results
 from common.report.gallery import box_gallery, cached_arrays, gallery, heat_overlay, pick_extremes
 from solutions.own import data
 from solutions.own.classify import truth_of
@@ -45,7 +45,7 @@ def sections(job):
     train = images.table[images.table["split"] == "train"]
     counts = pd.DataFrame({"class": classes, "images": train[classes].sum().astype(int).to_numpy()})
     counts["unknown"] = train[classes].isna().sum().to_numpy()
-    folds = train.groupby("fold").agg(images=("row", "size"), patients=("patient_id", "nunique")).reset_index()
+    folds = results.fold_table(train, patients=("patient_id", "nunique"))
     size = f"{len(train):,} labelled images, {len(images.table) - len(train):,} to predict"
     found = [page.section("Data", f"{size}; task {task}.", page.grid(page.table(counts), page.table(folds)))]
     if job.is_current("tune"):
@@ -71,11 +71,8 @@ def _classification(job):
 
 def _maps(job, oof, truth, probs):
     """Return each class's most confident right and wrong image with the class activation map of its held-out fold."""
-    images, classes, chosen = job.images, job.images.about["classes"], []
-    for k in range(min(MOST, len(classes))):
-        order = np.argsort(-probs[:, k])
-        for name, hits in (("right", truth[order, k] == 1), ("wrong", truth[order, k] == 0)):
-            chosen += [(name, order[np.argmax(hits)], k)] if hits.any() else []
+    images, classes = job.images, job.images.about["classes"]
+    chosen = results.most_confident(truth, probs[:, :MOST])
     rows, folds = oof["row"].to_numpy(), oof["fold"].to_numpy()
 
     def compute():
@@ -125,6 +122,4 @@ def submission(job, record):
     """Return which file labelling tools can import, or a histogram of the predicted probabilities."""
     if job.config.task in ANSWERS:
         return [f"submission.coco.json holds {ANSWERS[job.config.task]} for labelling tools."]
-    table = read_csv(job.run.path("submission.csv"))
-    groups = {name: table[name] for name in table.columns[1:5]}
-    return [page.figure(plots.histogram(groups, "probability"), "Probabilities of the first classes")]
+    return [results.submitted_probabilities(job)]

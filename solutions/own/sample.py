@@ -16,7 +16,7 @@ def make_sample(folder, n_train=60, n_test=12, seed=0):
     It has images/<patient>_<visit>.png, labels.csv, sample_submission.csv and the test labels, hidden/truth.csv.
     """
     least = {"n_train": 8, "n_test": 1, "seed": 0}
-    return write_sample(folder, "own", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
+    return write_sample(folder, "own", VERSION, _write, least, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):

@@ -24,10 +24,8 @@ SIDE = 1024  # side of every image of the challenge in pixels, the boxes' unit
 class DetectorConfig(BoxConfig):
     """The detector of opacities."""
 
-    nms: float = 0.5
     augmentation: Literal["none", "flip", "noise", "podium"] = "podium"
     """Pipeline of `common.data.box_augment`. Paper: shift, scale, rotation, flip, tone, blur and noise."""
-    metric: str = "map"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class DecisionConfig:
 class Config:
     """A whole run of the RSNA solution."""
 
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    detector: DetectorConfig = field(default_factory=lambda: DetectorConfig(**BOXES | CODE))
     gate: GateConfig = field(default_factory=GateConfig)
     members: tuple[Literal["faster_rcnn", "retinanet", "fcos"], ...] = ("retinanet",)
     """Architectures of the detectors to fuse, with equal weights. Paper: RetinaNet."""
@@ -61,8 +59,6 @@ class Config:
 
     def __post_init__(self):
         check_run(self, max(self.detector.size, self.gate.size))
-        if not all(0 < each <= 4 for each in self.tta_scales):
-            raise InputError(f"tta_scales must be above 0, at most 4, not {self.tta_scales}")
         if self.gate.size < 32 or not self.members or len(set(self.members)) < len(self.members):
             raise InputError(f"members {self.members}, each once; size of the gate {self.gate.size}, at least 32 px")
 
@@ -70,14 +66,15 @@ class Config:
 # Paper: SE-ResNeXt-101 at 512 pixels (256 was worse). Its code: Adam at 1e-5, rate × 0.2 after 4 epochs without
 # improvement, about 12 epochs, gradients clipped to 0.05, batch norms frozen. 1st place: DenseNet-169 among the
 # classifiers. Batch size and the gate's training: ours.
+BOXES = {"size": 512, "nms": 0.5, "metric": "map"}
 CODE = {"epochs": 12, "lr": 1e-5, "optimizer": "adam", "weight_decay": 0.0, "schedule": "plateau", "patience": 4}
 CODE |= {"backbone": "seresnext101_32x4d", "factor": 0.2, "clip_norm": 0.05, "batch_size": 4, "averaging": ("best",)}
-PAPER = Config(DetectorConfig(size=512, **CODE), GateConfig(backbone="densenet169", epochs=10, lr=1e-4))
+PAPER = Config(gate=GateConfig(backbone="densenet169", epochs=10, lr=1e-4))
 # The winners' recipe with a current backbone: three families of detectors, flip TTA. Rates and epochs: ours.
 LARGE = {"backbone": "convnext_small.fb_in22k_ft_in1k", "lr": 1e-4, "weight_decay": 5e-2, "schedule": "warm_cosine"}
 LARGE |= {"epochs": 12, "batch_size": 8, "averaging": ("ema", "best_k", "best"), "half_weights": True}
 PODIUM = Config(
-    DetectorConfig(size=768, clip_norm=10.0, **LARGE),
+    DetectorConfig(clip_norm=10.0, **BOXES | LARGE | {"size": 768}),
     GateConfig(compile="auto", **LARGE),
     members=("retinanet", "faster_rcnn", "fcos"),
     **{"n_folds": 10, "folds": tuple(range(10)), "tta": ("flip",), "store_size": 768},
@@ -86,14 +83,13 @@ PODIUM = Config(
 SMALL = {"backbone": "tf_efficientnet_lite0", "size": 128, "batch_size": 4, "schedule": "warm_cosine"}
 SMALL |= {"averaging": ("last",)}
 DEMO = Config(
-    DetectorConfig(channels=64, epochs=12, lr=1e-3, clip_norm=10.0, augmentation="flip", **SMALL),
+    DetectorConfig(channels=64, epochs=12, lr=1e-3, clip_norm=10.0, augmentation="flip", **BOXES | SMALL),
     GateConfig(frozen_norms=True, epochs=8, lr=3e-4, **SMALL),
     **{"members": ("fcos",), "n_folds": 2, "folds": (0, 1), "store_size": 256},
 )
 PRESETS = {"demo": DEMO, "paper": PAPER, "podium": PODIUM}
 PRESETS["kaggle"] = with_smaller_batches(PODIUM, detector=2, gate=2)  # for GPUs with 15 GB
-ABOUT = {"kaggle": "podium with batches for two T4 (see `plan --kaggle`)"}
-ABOUT |= {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
+ABOUT = {"paper": "Gabruseva et al.: RetinaNet on SE-ResNeXt-101", "podium": "three families of detectors, ten folds"}
 TAKES = ("id_map", "on_unlabelled")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.data.tables import read_ids, some_rows
+from common.data.tables import check_ids, refuse_faults, some_rows
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
-from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
-from common.paths import check_id, competition_file
+from common.listing import FURTHER, Listing, check_square, image_table, list_test, match_files, neutral_answers
+from common.paths import competition_file
 from common.post.boxes import BOX
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, KAGGLE, LABELS, SAMPLE, SAMPLE_FILE, SIDE, SLUG
 
@@ -24,29 +24,27 @@ def read_competition(job):
     labels, classes, sample = (folder / name for name in (LABELS, CLASS_INFO, SAMPLE_FILE))
     boxes, targets = read_labels(labels)
     names = read_classes(classes, targets)
-    files, test_ids = find_files(folder, options, lambda: read_ids(sample, SAMPLE))
     ids = sorted(targets)
-    check_files(ids, test_ids, files, labels, options)
+    files, test_ids = match_files(labels, ids, sample, SAMPLE, options)
     table, strata = image_table(ids, test_ids, options.id_map), np.array([CLASSES.index(names[i]) for i in ids])
     table["target"], table["class_name"] = (table["image_id"].map(each.get) for each in (targets, names))
     table = table.fillna({"target": 0, "class_name": ""}).astype({"target": int})
     known = strata, [boxes.to_numpy().tolist(), strata.tolist()], {"boxes.parquet": boxes}
-    listing = Listing(folder, table, files, _sample(test_ids), *known, inputs=(labels, classes, sample))
+    neutral = neutral_answers(test_ids, SAMPLE, "")
+    listing = Listing(folder, table, files, neutral, *known, inputs=(labels, classes, sample))
     return add_images(listing, [*map(Path, job.config.boxes)], {CLASSES[2]: 0})
 
 
 def read_test(job):
     """Return the Listing of the test images only: those given by --test, or else listed in the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
-    return Listing(folder, image_table([], ids), files, _sample(ids))
+    return Listing(folder, image_table([], ids), files, neutral_answers(ids, SAMPLE, ""))
 
 
 def set_sizes(job, listing, store):
     """Return the listing with the challenge's image size, whatever that of the files, and each box's store row."""
-    table, rows = listing.table, listing.table.set_index("image_id")["row"]
-    for first in table[table["width"] != table["height"]].itertuples():
-        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; all images must be square")
-    table = table.assign(width=SIDE, height=SIDE)
+    check_square(listing, "all images must be square")
+    table, rows = listing.table.assign(width=SIDE, height=SIDE), listing.table.set_index("image_id")["row"]
     tables = {name: boxes.assign(row=boxes["image_id"].map(rows)) for name, boxes in listing.tables.items()}
     if FURTHER in tables:
         tables = {"boxes.parquet": place_boxes(tables["boxes.parquet"], tables[FURTHER], table)}
@@ -61,11 +59,10 @@ def read_labels(path):
     has no area, begins outside its image or is not in pixels, no boxes at all, and an image with both targets.
     """
     table = some_rows(path, ["patientId", *SIDES, "Target"])
-    for row, image_id in table["patientId"].drop_duplicates().items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    check_ids(table["patientId"].drop_duplicates(), path)
     target, some = table["Target"], (table["Target"] == "1").to_numpy()
     x, y, width, height = sides = table[SIDES].apply(pd.to_numeric, errors="coerce").to_numpy(float).T
-    for wrong, problem in (
+    faults = [
         (~target.isin(["0", "1"]), "Target {Target!r} is neither 0 nor 1"),
         (~some & (table[SIDES] != "").any(axis=1), "Target 0 with the box {box}; it must be blank"),
         (some & ~np.isfinite(sides).all(axis=0), "Target 1 needs four numbers as its box, not {box}"),
@@ -74,11 +71,8 @@ def read_labels(path):
         (some & (sides.max(axis=0) <= 1), "the box {box} lies in 0 to 1, but must be in pixels"),
         (np.full(len(table), not some.any()), "no image has an opacity"),
         (target.groupby(table["patientId"]).transform("nunique") > 1, "this image has both targets, 0 and 1"),
-    ):
-        for row in np.flatnonzero(wrong)[:1]:
-            found = table.iloc[row]
-            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[SIDES]))
-            raise InputError(f"{path}, row {row + 2} ({found['patientId']}): {problem}")
+    ]
+    refuse_faults(path, table, faults, "patientId", SIDES)
     corners = np.stack([x, y, x + width, y + height], axis=1)
     boxes = pd.DataFrame({"image_id": table["patientId"], "class_id": 0})
     boxes[BOX] = corners.clip(max=SIDE)
@@ -101,7 +95,3 @@ def read_classes(path, targets):
     for image_id in sorted(set(targets) - set(classes))[:1]:
         raise InputError(f"{path}: no class of {image_id}")
     return classes
-
-
-def _sample(ids):
-    return pd.DataFrame({SAMPLE[0]: ids, SAMPLE[1]: ""}, dtype=str)

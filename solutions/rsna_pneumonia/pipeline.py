@@ -1,6 +1,6 @@
 """RSNA pneumonia: detectors find opacities, a gate finds images without any, and a rule turns both into boxes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -28,7 +28,7 @@ def fold_networks(config, fold):
     """Return one fold's detectors and its gate; epochs are compared by the mAP of boxes scored at least 0.2 (ours)."""
 
     def figures(images, found, rows):
-        truth = images.tables["boxes.parquet"].query("row in @rows")
+        truth = detection.true_boxes(images, rows)
         return {"map": mean_score(image_scores(match_boxes(found, truth, images.ids(rows)), 0.2))}
 
     def target(images, rows):
@@ -54,7 +54,7 @@ def choose(job, oof):
     config, gate = job.config, expit(oof.tables["_gate"].set_index("image_id")["logit"])
     rows = np.concatenate([job.images.rows(folds=[fold]) for fold in config.folds])
     images, ids = job.images.at(rows), job.images.ids(rows)
-    truth = job.images.tables["boxes.parquet"].query("row in @rows")
+    truth = detection.true_boxes(job.images, rows)
     probs, target = gate[ids].to_numpy(), images["target"].to_numpy()
     fused = cache(lambda iou: fuse_boxes(oof.table, images, config.members, iou))
     matched = cache(lambda iou, factor: match_boxes(postprocess.shrink_boxes(fused(iou), factor), truth, ids))
@@ -75,7 +75,7 @@ def choose(job, oof):
         "nested_by": "halves of the patients" if tuned.halves else "folds",
     }
     tables = {
-        "surface.csv": pd.DataFrame([asdict(rule) | {"map": mean_score(score(rule))} for rule in rules]),
+        "surface.csv": tuned.surface("map"),
         "oof_scores.parquet": pd.DataFrame({"image_id": ids, "score": tuned.dice, "gate": probs}),
         "oof_decided.parquet": pd.concat([apply_rule(fused(rule.iou), part, rule) for part, rule in under]),
     }

@@ -3,7 +3,7 @@
 from common.kaggle.session import display_boxes
 from common.paths import read_csv, read_json, read_parquet
 from common.post.boxes import BOX
-from common.report import detection_plots, page, plots, results
+from common.report import detection_plots, page, results
 from common.report.gallery import best_boxes, box_gallery, pick_extremes
 from solutions.rsna_pneumonia.config import KAGGLE, SIDE
 from solutions.rsna_pneumonia.postprocess import read_submission
@@ -37,20 +37,18 @@ def sections(job):
 def _results(job):
     tuned, surface = read_json(job.run.path("tuned.json")), read_csv(job.run.path("surface.csv"), ["map"])
     best, rules = tuned["rule"], page.rules_table(tuned["rule"], tuned["fold_rules"])
-    places = {name: (best["threshold"], best[name]) for name in ("gate", "shrink")}
-    drawn = {f"mAP by {y}": plots.threshold_surface(surface, "threshold", y, "map", at) for y, at in places.items()}
     scored = job.images.table.merge(read_parquet(job.run.path("oof_scores.parquet")), on="image_id")
     scored["note"] = " · gate " + scored["gate"].map("{:.2f}".format) + " · " + scored["score"].map(page.as_text)
     positive, found = scored["target"] == 1, read_parquet(job.run.path("oof_decided.parquet"))
-    truth, probs, outcomes = scored[["target"]].to_numpy(), scored[["gate"]].to_numpy(), ("none", "opacity")
-    figures = [page.figure(each, caption) for caption, each in drawn.items()]
+    figures = results.rule_surface(surface, "threshold", "gate", "map", best, "mAP by gate")
+    figures += results.rule_surface(surface, "threshold", "shrink", "map", best, "mAP by shrink")
     picked = pick_extremes(scored[positive].sort_values("score"))
     picked["Boxes on images without an opacity"] = scored[~positive & scored["score"].notna()][:4]
     shown = {name: box_gallery(job.images, found, rows, name, NAMES) for name, rows in picked.items() if len(rows)}
     worst = [shown.pop(name) for name in ("Worst", "Boxes on images without an opacity") if name in shown]
     listed = scored.sort_values("score")[["image_id", "fold", "target", "gate", "score"]]
-    patients = job.images.patients(scored["row"])
-    gate = results.classes(truth, probs, scored["fold"], NAMES, best["gate"] or 0.5, outcomes, patients)
+    patients, cut = job.images.patients(scored["row"]), best["gate"] or 0.5
+    gate = results.one_class(scored, "target", "gate", ("none", *NAMES), cut, patients)
     return [
         page.section("Decision", page.table(rules, "Rules, chosen on out-of-fold boxes"), page.grid(*figures)),
         page.section("Gate", *gate),
@@ -61,8 +59,7 @@ def _results(job):
 
 def hints(job, score, trainings):
     """Return a hint about a weak gate, see common.report.hints."""
-    found = score["gate_auroc"]
-    return [f"The gate's AUROC is {found:.2f}: drop it with `--decision.gate 0`."] if found < results.WEAK else []
+    return results.gate_hints(score["gate_auroc"], "--decision.gate 0")
 
 
 def submission(job, record):

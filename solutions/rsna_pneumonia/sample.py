@@ -4,14 +4,13 @@ Like the real data: 1024 × 1024 8-bit DICOM named by patient, one to three boxe
 both healthy images and images with other findings. Unlike them: half of the images have an opacity instead of 22 %.
 """
 
-import uuid
 from functools import partial
 
 import numpy as np
 
 from common import phantom
 from common.phantom import findings as draws
-from common.phantom.sample import in_threads, nih_dicom, write_rows, write_sample
+from common.phantom.sample import in_threads, make_uuid, nih_dicom, write_dicom, write_rows, write_sample
 from solutions.rsna_pneumonia.config import CLASS_INFO, CLASSES, LABELS, SAMPLE, SAMPLE_FILE, SIDE
 
 VERSION = 2  # raise it whenever the files for a seed change
@@ -25,8 +24,7 @@ def make_sample(folder, n_train=64, n_test=12, seed=0):
 
     Besides the challenge's files, it has hidden/truth.csv: the test images' boxes in the format of the labels.
     """
-    least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, "rsna_pneumonia", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
+    return write_sample(folder, "rsna_pneumonia", VERSION, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):
@@ -47,10 +45,8 @@ def _write_image(folder, case):
     rng = np.random.default_rng([number, 1])
     ways = [rng.choice(OTHERS)] if kind == 1 else rng.choice(OPACITIES, rng.choice(3, p=(0.4, 0.5, 0.1)) + 1)
     film = phantom.draw(number, SIDE, ways if kind else ())
-    image_id, *uids = (uuid.uuid5(uuid.NAMESPACE_OID, f"rsna_pneumonia sample {number} {level}") for level in range(4))
+    image_id, *uids = (make_uuid("rsna_pneumonia sample", number, level) for level in range(4))
     dataset = nih_dicom(film.image, *(f"2.25.{uid.int}" for uid in uids), str(image_id), "AP", rng, k % RAW == RAW - 1)
-    path = folder / f"stage_2_{split}_images" / f"{image_id}.dcm"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
+    write_dicom(folder / f"stage_2_{split}_images" / f"{image_id}.dcm", dataset)
     corners = [np.array(finding.box, float) for finding in film.findings if kind == 2]
     return image_id, kind, [(*box[:2].tolist(), *(box[2:] - box[:2]).tolist()) for box in corners]

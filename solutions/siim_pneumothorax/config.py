@@ -27,7 +27,6 @@ class ClassifierConfig(FitConfig):
     enrichment: bool = False  # Paper's alternative: balance by augmented copies of positives, nothing else.
     positive_weight: float = 1.0
     """Weight of the positive images in the loss. Paper: 1; it leaves class weights to future work."""
-    metric: str = "mcc"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ class SegmenterConfig(FitConfig):
     crop: int = 0
     """Side of random training crops, which mostly contain a part of the mask; 0: whole images. 4th place: crops of 512
     from 1024 px, prediction on whole images."""
-    metric: str = "iou"
 
     def __post_init__(self):
         super().__post_init__()
@@ -142,12 +140,12 @@ ADAM = {"frozen_epochs": 2, "optimizer": "adam", "weight_decay": 0.0}
 # Paper, 4.1.1: 25 epochs, batch 4; Adam 2e-2 on the new layer for 2 epochs, then 2e-4 on all; rate × 0.2 after 3
 # epochs without a better MCC; the epoch with the best MCC (the 17th) is kept.
 GATE = {"epochs": 25, "frozen_lr": 2e-2, "lr": 2e-4, "batch_size": 4, "averaging": ("best",), **ADAM}
-GATE |= {"schedule": "plateau", "patience": 3, "factor": 0.2}
+GATE |= {"schedule": "plateau", "patience": 3, "factor": 0.2, "metric": "mcc"}
 # Paper, 4.1.2: 37 epochs, Adam 1e-3 with the first half of the layers frozen for 2 epochs, then 1e-4, cosine; weights
 # averaged over the epochs where validation IoU peaks (13 to 16), or, as "typical SWA", at the ends of cycles. Batch
 # size and number of cycles not given.
 OUTLINES = {"epochs": 37, "lr": 1e-4, "batch_size": 8, "averaging": ("window", "classic", "best"), "keep": "window"}
-OUTLINES |= {"keep_variants": True, **ADAM}
+OUTLINES |= {"keep_variants": True, "metric": "iou", **ADAM}
 PAPER = Config(segmenter=SegmenterConfig(cycles=5, **OUTLINES))  # not the default: earlier versions had one cycle
 
 # The 1st place's recipe (0.8679 private) with a current encoder: combo loss, sliding positive rate, 512 then 1024 px,
@@ -176,11 +174,10 @@ SMALL = {**ADAMW, "augmentation": "light", "frozen_epochs": 0, "batch_size": 8}
 LITE = "tf_efficientnet_lite0"
 _GATE = {"backbone": LITE, "size": 128, "epochs": 6, "lr": 1e-3, "clip_norm": 1.0}
 _GATE |= {"averaging": ("classic",), "classic_start": 0.5}  # batch norms are re-estimated for averages
+_OUTLINES = {"encoder": LITE, "sizes": (160,), "epochs": 7, "lr": 1e-3, "window": 3}
 DEMO = Config(
     classifier=ClassifierConfig(**GATE | SMALL | _GATE),
-    segmenter=SegmenterConfig(
-        **OUTLINES | SLIDING | SMALL | {"encoder": LITE, "sizes": (160,), "epochs": 7, "lr": 1e-3, "window": 3}
-    ),
+    segmenter=SegmenterConfig(**OUTLINES | SLIDING | SMALL | _OUTLINES),
     decision=DecisionConfig(gate=(0.0, 0.1, 0.3, 0.5, 0.7, 0.9), pixel=(0.3, 0.5, 0.7), min_area=(0, 1000, 3500)),
     n_folds=2,
     folds=(0, 1),

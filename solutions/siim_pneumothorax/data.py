@@ -3,12 +3,11 @@
 from functools import cache
 
 import numpy as np
-import pandas as pd
 
 from common.data.folds import quartile_strata
-from common.data.tables import read_ids, some_rows
-from common.errors import InputError, log
-from common.listing import Listing, check_files, find_files, image_table, list_test
+from common.data.tables import some_rows
+from common.errors import check, log
+from common.listing import Listing, check_square, image_table, list_test, match_files, neutral_answers
 from common.metrics import segmentation
 from common.paths import check_id
 from common.post.rle import area, overlap, paint, parse, to_string, union
@@ -27,8 +26,7 @@ def read_competition(job):
         sample_path = folder / "sample_submission.csv"
     log.info(f"labels from {labels_path}, test images from {sample_path.name}")
     labels = read_labels(labels_path)
-    files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, COLUMNS))
-    check_files(labels, test_ids, files, labels_path, options)
+    files, test_ids = match_files(labels_path, labels, sample_path, COLUMNS, options)
     train_ids, id_map = sorted(labels), options.id_map or next(iter(folder.glob("nih_id.csv")), None)
     table = _with_masks(image_table(train_ids, test_ids, id_map), [labels[image_id] for image_id in train_ids])
     train = table[table["split"] == "train"]
@@ -36,7 +34,7 @@ def read_competition(job):
         folder,
         table,
         files,
-        _sample(test_ids),
+        neutral_answers(test_ids, COLUMNS, "-1"),
         strata=quartile_strata(train["present"].to_numpy() > 0, train["area"].to_numpy()),
         labels=train["rle"].tolist(),
         inputs=(labels_path, sample_path, *([id_map] if id_map else [])),
@@ -46,13 +44,12 @@ def read_competition(job):
 def read_test(job):
     """Return the Listing of the test images only: those given by --test, or else listed in the sample submission."""
     folder, ids, files = list_test(job.options, KAGGLE, COLUMNS)
-    return Listing(folder, _with_masks(image_table([], ids), []), files, _sample(ids))
+    return Listing(folder, _with_masks(image_table([], ids), []), files, neutral_answers(ids, COLUMNS, "-1"))
 
 
-def check_square(job, listing, store):
+def refuse_oblong(job, listing, store):
     """Return the listing unchanged. Raises InputError for a non-square image, since all of the masks are square."""
-    for first in listing.table[listing.table["width"] != listing.table["height"]].itertuples():
-        raise InputError(f"{first.image_id}: {first.width} × {first.height} pixels; masks of this challenge are square")
+    check_square(listing, "masks of this challenge are square")
     return listing
 
 
@@ -63,15 +60,14 @@ def read_labels(path):
     1024 × 1024 pixels, and an image with an empty row (-1) and any other row.
     """
     table = some_rows(path, COLUMNS)
-    rows, empty = {}, set()
+    rows = {}
     for number, (image_id, rle) in enumerate(table.itertuples(index=False), start=2):
         where = f"{path}, row {number}"
         runs = parse(rle, (SIZE, SIZE), where=where)
-        rows.setdefault(check_id(image_id, where), []).append(runs)
-        if not len(runs):
-            empty.add(image_id)
-        if image_id in empty and len(rows[image_id]) > 1:
-            raise InputError(f"{where}: {image_id} has an empty row (-1) and another one")
+        several = rows.setdefault(check_id(image_id, where), [])
+        several.append(runs)
+        fits = len(several) == 1 or all(map(len, several))
+        check(fits, f"{where}: {image_id} has an empty row (-1) and another one")
     return {image_id: union(several) for image_id, several in rows.items()}
 
 
@@ -115,7 +111,3 @@ def _with_masks(table, masks):
     table["present"] = (table["area"] > 0).astype(int)
     table["rle"] = [*map(to_string, masks), *[""] * tests]
     return table
-
-
-def _sample(test_ids):
-    return pd.DataFrame({"ImageId": test_ids, "EncodedPixels": "-1"})

@@ -66,13 +66,12 @@ def run_ablation(job):
         ("weights", "classic SWA", dice(regions(_predict_masks(job, segmenters, "classic"))), own, CLASSIC_SWA),
     ]
     for pixels, side, published in REGIONS[1:]:
-        if side == SIZE:
-            settings.append(("regions", f"{pixels} px at {side}", dice(min_area=pixels), own, published))
-        elif at_network is not None:
-            values = dice(at_network, min_area=round(pixels * (sizes[-1] / side) ** 2), at_network=True)
-            settings.append(("regions", f"{pixels} px at {side}", values, own, published))
-        else:
+        if side != SIZE and at_network is None:
             log.info(f"left out: regions of {pixels} px at {side}, since {sizes[-1]} px does not divide {SIZE}")
+            continue
+        small = {"min_area": round(pixels * (sizes[-1] / side) ** 2), "at_network": True}
+        values = dice(min_area=pixels) if side == SIZE else dice(at_network, **small)
+        settings.append(("regions", f"{pixels} px at {side}", values, own, published))
     gates = _networks(job, "classifier", "enrichment", classifier=replace(config.classifier, enrichment=True))
     enriched = _predict_gate(job, gates)
     settings.append(("gate's training", "enrichment", dice(probs=enriched), enriched, ENRICHMENT))
@@ -136,6 +135,4 @@ def _predict_masks(job, networks, variant="window"):
     return write_masks(job.run.path(SCRATCH, f"{network.stage}-{variant}.b2nd"), (n, *found.shape[1:]), drain(parts))
 
 
-ABLATION = Step(
-    "ablate", run_ablation, needs=("predict",), reads=lambda job: to_dict(job.config), files=("ablation.csv",)
-)
+ABLATION = Step("ablate", run_ablation, ("predict",), reads=lambda job: to_dict(job.config), files=("ablation.csv",))

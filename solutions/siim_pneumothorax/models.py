@@ -20,11 +20,9 @@ def mask_loss(config):
         "combo": partial(losses.combo, pos_weight=weight),
         "tversky": losses.tversky,
         "focal_tversky": partial(losses.tversky, gamma=0.75),
-        "boundary": lambda logits, masks: (
-            losses.bce(logits, masks, weight) + losses.dice(logits, masks) + losses.boundary(logits, masks)
-        ),
+        "boundary": lambda logits, masks: losses.bce_dice(logits, masks, weight) + losses.boundary(logits, masks),
         "lovasz": lambda logits, masks: losses.bce(logits, masks, weight) + losses.lovasz_hinge(logits, masks),
-        "bce_dice": lambda logits, masks: losses.bce(logits, masks, weight) + losses.dice(logits, masks),
+        "bce_dice": partial(losses.bce_dice, pos_weight=weight),
     }[config.loss]
 
 

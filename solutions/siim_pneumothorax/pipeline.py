@@ -1,10 +1,9 @@
 """SIIM pneumothorax (paper: Țimbuș et al., VISAPP 2021): a gate, a segmenter, and a rule that combines them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 
 from common import detection
 from common.config import from_dict
@@ -12,7 +11,7 @@ from common.data.augment import enrichment_plan, paper_siim_enrichment
 from common.data.loaders import sliding_rate
 from common.infer import tta
 from common.metrics import segmentation
-from common.metrics.statistics import as_interval, bootstrap, format_interval
+from common.metrics.statistics import as_interval, as_json, bootstrap, format_interval
 from common.network import Network, other_folds, predict
 from common.nn.losses import bce
 from common.nn.models import freeze_all_but_head, freeze_first_half, segmenter
@@ -175,10 +174,9 @@ def choose(job, oof):
     }
     if job.config.presence != "none":
         at_half = models.gate_figures(present.astype(int), gate)
-        figures["presence"] = {name: None if np.isnan(value) else float(value) for name, value in at_half.items()}
-    surface = [{**asdict(rule), "dice": rule_dice(regions, rule, gate).mean()} for rule in tried]
+        figures["presence"] = {name: as_json(value) for name, value in at_half.items()}
     scored = table.assign(dice=tuned.dice, part=tuned.parts, present=present.astype(int))
-    tables = {"surface.csv": pd.DataFrame(surface), "oof_dice.parquet": scored}
+    tables = {"surface.csv": tuned.surface("dice"), "oof_dice.parquet": scored}
     return Choice(tuned.as_dict(), tuned.score, figures, tables)
 
 
@@ -201,7 +199,7 @@ SOLUTION = Solution(
     "siim_pneumothorax",
     "dice",
     read=data.read_competition,
-    refine=data.check_square,
+    refine=data.refuse_oblong,
     read_test=data.read_test,
     soft_labels=lambda found: found.table.rename(columns={"presence": "present"}),
     networks=networks,

@@ -28,9 +28,7 @@ COLUMNS = (
 def hints(job, score, trainings):
     """Return a hint about a weak gate, see common.report.hints."""
     found = (score.get("presence") or {}).get("auroc")
-    if job.config.presence == "none" or found is None or found >= results.WEAK:
-        return []
-    return [f"The gate's AUROC is {found:.2f}: drop it with `--presence none --decision.gate 0`."]
+    return results.gate_hints(found, "--presence none --decision.gate 0")
 
 
 def headline(job, score):
@@ -59,14 +57,14 @@ def sections(job):
 def _data(images):
     train = images.table[images.table["split"] == "train"]
     areas = train["area"].where(train["area"] > 0)
-    columns = {"images": ("row", "size"), "positive": ("present", "sum"), "patients": ("patient_id", "nunique")}
-    folds = train.assign(area=areas).groupby("fold").agg(**columns, median_area=("area", "median"))
+    columns = {"positive": ("present", "sum"), "patients": ("patient_id", "nunique"), "median_area": ("area", "median")}
+    folds = results.fold_table(train.assign(area=areas), **columns)
     shares = {"masks": 100 * areas / SIZE**2}
     return page.section(
         "Data",
         f"{len(train):,} labelled images, {int(train['present'].sum()):,} with a pneumothorax; "
         f"{len(images.table) - len(train):,} to predict.",
-        page.table(folds.reset_index(), "Folds, stratified by presence and mask size"),
+        page.table(folds, "Folds, stratified by presence and mask size"),
         page.figure(plots.histogram(shares, "mask area, % of the image"), "Sizes of the masks"),
     )
 
@@ -74,11 +72,10 @@ def _data(images):
 def _decision(job, oof, tuned):
     rules = page.rules_table(tuned["rule"], tuned["fold_rules"])
     constant = [name for name in rules if rules[name].nunique() == 1 and rules[name].iloc[0] in (0, False)]
-    surface, rule, figures = read_csv(job.run.path("surface.csv")), tuned["rule"], []
+    surface, rule = read_csv(job.run.path("surface.csv")), tuned["rule"]
     x, y = ("top", "min_pixels") if rule["min_pixels"] else ("pixel", "min_area")
-    if surface[x].nunique() > 1 or surface[y].nunique() > 1:
-        drawn = plots.threshold_surface(surface, x, y, "dice", (rule[x], rule[y]))
-        figures.append(page.figure(drawn, "Mean Dice of all out-of-fold images, with the best other settings"))
+    caption = "Mean Dice of all out-of-fold images, with the best other settings"
+    figures = results.rule_surface(surface, x, y, "dice", rule, caption)
     if surface["gate"].nunique() > 1:
         best = surface.groupby("gate")["dice"].max()
         drawn = plots.line_with_peak(best.index, best, "gate", "dice", rule["gate"])
@@ -95,9 +92,8 @@ def _calibration(job, oof, tuned):
     """Return the section on the presence probabilities, if the run has any, and on the calibration of the pixels."""
     drawn, gate = [], tuned["rule"]["gate"] or 0.5
     if job.config.presence != "none" and oof["present"].nunique() > 1:
-        truth, probs, names = oof[["present"]].to_numpy(), oof[["presence"]].to_numpy(float), ("none", "pneumothorax")
         patients = job.images.patients(oof["row"])
-        drawn = results.classes(truth, probs, oof["fold"], names[1:], gate, names, patients)
+        drawn = results.one_class(oof, "present", "presence", ("none", "pneumothorax"), gate, patients)
     pixels = results.pixel_calibration(read_array(job.run.maps("oof")), lambda k: mask(job.images, oof["row"].iloc[k]))
     return page.section("Presence and calibration", *drawn, pixels)
 
@@ -194,6 +190,5 @@ def show_predictions(submission, folder=None, count=4):
 
 def largest_masks(submission, count):
     """Return the `count` largest masks of a submission by image id, largest first; uint8 (SIZE, SIZE)."""
-    rows = read_table(submission).itertuples()
-    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in rows}
+    masks = {row.ImageId: decode(row.EncodedPixels, (SIZE, SIZE)) for row in read_table(submission).itertuples()}
     return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum()))[:count])

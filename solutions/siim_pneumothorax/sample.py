@@ -14,7 +14,7 @@ import numpy as np
 
 from common import phantom
 from common.phantom.findings import pneumothorax
-from common.phantom.sample import draw_visits, in_threads, nih_dicom, write_rows, write_sample
+from common.phantom.sample import draw_visits, in_threads, make_uuid, nih_dicom, write_dicom, write_rows, write_sample
 from common.post import rle
 
 VERSION = 2  # raise it whenever the files for a seed change
@@ -31,8 +31,7 @@ def make_sample(folder, n_train=96, n_test=16, seed=0):
 
     Besides the competition's files, it has nih_id.csv (training images only) and hidden/truth.csv, the test masks.
     """
-    least = {"n_train": 4, "n_test": 1, "seed": 0}
-    return write_sample(folder, "siim_pneumothorax", VERSION, least, _write, n_train=n_train, n_test=n_test, seed=seed)
+    return write_sample(folder, "siim_pneumothorax", VERSION, _write, n_train=n_train, n_test=n_test, seed=seed)
 
 
 def _write(folder, n_train, n_test, seed):
@@ -80,13 +79,12 @@ def _write_image(folder, seed, case):
     number = 1_000_000 * seed + 500_000 * (case.split == "test") + case.number
     findings = [partial(pneumothorax, side=side, share=share, darkness=DARKNESS) for side, share in case.air]
     film = phantom.draw(number, SIZE, findings, patient=100_000 * seed + case.patient)
-    study, series, image_id = (_uid(number, level) for level in ("study", "series", "image"))
+    levels = ("study", "series", "image")
+    study, series, image_id = (f"2.25.{make_uuid('siim_pneumothorax sample', number, level).int}" for level in levels)
     raw, view = case.number % RAW == RAW - 1, "AP" if case.number % 3 == 0 else "PA"
     person = np.random.default_rng([seed, 2, case.patient])
     dataset = nih_dicom(film.image, study, series, image_id, str(uuid.UUID(int=int(image_id[5:]))), view, person, raw)
-    path = folder / f"dicom-images-{case.split}" / study / series / f"{image_id}.dcm"
-    path.parent.mkdir(parents=True)
-    dataset.save_as(path, enforce_file_format=True)
+    write_dicom(folder / f"dicom-images-{case.split}" / study / series / f"{image_id}.dcm", dataset)
     masks = [part for finding in film.findings for part in _components(finding.mask)]
     if case.second_reader:
         brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9))
@@ -99,8 +97,3 @@ def _components(mask):
     """Return the 8-connected components of a bool mask, uint8 each."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8))
     return [np.uint8(labels == k) for k in range(1, count)]
-
-
-def _uid(number, level):
-    """Return a UID under the root for UUIDs (2.25), which needs no registration."""
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'siim_pneumothorax sample {number} {level}').int}"

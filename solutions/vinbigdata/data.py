@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 from common.config import digest
 from common.data.dicom import read_header
-from common.data.tables import read_ids, some_rows
+from common.data.tables import check_ids, refuse_faults, some_rows
+from common.detection import true_boxes
 from common.errors import InputError, check, log
 from common.further import add_images, place_boxes
-from common.listing import FURTHER, Listing, check_files, find_files, image_table, list_test
+from common.listing import FURTHER, Listing, image_table, list_test, match_files, neutral_answers
 from common.metrics.detection import COCO, VOC2010, coco_scores, evaluate
-from common.paths import check_id, competition_file, find_images, read_parquet
+from common.paths import competition_file, find_images, read_parquet
 from common.post.boxes import BOX, find_normalised
 from common.post.fusion import fuse_raters
 from common.post.suppression import first_boxes
@@ -41,8 +42,7 @@ def read_competition(job):
     labels_path, sample_path = folder / "train.csv", folder / "sample_submission.csv"
     labels = read_train(labels_path).sort_values(["image_id", "class_id", "rad_id", *BOX])
     train_ids = labels["image_id"].unique().tolist()
-    files, test_ids = find_files(folder, options, lambda: read_ids(sample_path, SAMPLE))
-    check_files(train_ids, test_ids, files, labels_path, options)
+    files, test_ids = match_files(labels_path, train_ids, sample_path, SAMPLE, options)
     check((labels["class_id"] != NO_FINDING).any(), f"{labels_path}: no image has a finding")
     table, n = make_image_table(labels, image_table(train_ids, test_ids, options.id_map)), len(train_ids)
     originals, sizes = _read_originals(options, table["image_id"])
@@ -50,7 +50,7 @@ def read_competition(job):
         folder,
         table,
         files,
-        _sample(test_ids),
+        neutral_answers(test_ids, SAMPLE, NOTHING),
         strata=make_strata(table[:n], labels, job.config.rater_aware),
         labels=[labels.to_numpy().tolist(), sizes[:n]],
         tables={"labels": labels, "originals": originals},
@@ -85,7 +85,7 @@ def read_test(job):
     folder, ids, files = list_test(job.options, KAGGLE, SAMPLE)
     originals, sizes = _read_originals(job.options, ids)
     known = {"tables": {"originals": originals}, "about": {"pixels": digest(sizes)}}
-    return Listing(folder, image_table([], ids), files, _sample(ids), **known)
+    return Listing(folder, image_table([], ids), files, neutral_answers(ids, SAMPLE, NOTHING), **known)
 
 
 def read_train(path):
@@ -98,8 +98,7 @@ def read_train(path):
     """
     table = read_table(path, TRAIN, exact=False)
     check(len(table), f"{path}: no rows under its header")
-    for row, image_id in table["image_id"].drop_duplicates().items():
-        check_id(image_id, f"{path}, row {row + 2}")
+    check_ids(table["image_id"].drop_duplicates(), path)
     known = table["class_id"].str.fullmatch("[0-9]|1[0-4]")
     class_id = table["class_id"].where(known, str(NO_FINDING)).astype("int64")
     healthy, names = class_id == NO_FINDING, np.array(CLASSES)[class_id]
@@ -116,16 +115,12 @@ def read_train(path):
         (healthy & ~blank.all(axis=1), "class 14 (No finding) with the box {box}; it must be blank"),
         (~healthy & blank.any(axis=1), "a finding needs x_min, y_min, x_max and y_max, not {box}"),
         (~healthy & ~numbers, "the box {box} is not four finite numbers"),
-        (pd.Series(small), "the box {box} lies in 0 to 1, but must be in pixels"),
+        (small, "the box {box} lies in 0 to 1, but must be in pixels"),
         (~healthy & ~order, "the box {box} must have x_min < x_max and y_min < y_max"),
         (~healthy & (boxes.min(axis=1) < 0), "the box {box} starts outside the image"),
         (healthy & ~healthy.groupby(reads).transform("all"), "{rad_id} marks a finding and No finding in this image"),
     ]
-    for wrong, problem in faults:
-        if wrong.any():
-            found = table.loc[wrong.idxmax()]
-            problem = problem.format(**found, box=" ".join(value or "(blank)" for value in found[BOX]))
-            raise InputError(f"{path}, row {wrong.idxmax() + 2} ({found['image_id']}): {problem}")
+    refuse_faults(path, table, faults, box=BOX)
     table = pd.concat([table[["image_id"]], class_id, table[["rad_id"]], boxes], axis=1)
     repeated = table.duplicated()
     if repeated.any():
@@ -179,10 +174,6 @@ def fuse_marks(marked, table, fusion, path):
     return fused[["image_id", "row", "class_id", *BOX, "votes"]]
 
 
-def _sample(test_ids):
-    return pd.DataFrame({"image_id": test_ids, "PredictionString": NOTHING})
-
-
 def _read_originals(options, ids):
     """Return the table that --sizes gives for `ids`, and its rows as lists; None and [] without that option."""
     originals = read_sizes(options.sizes, ids) if options.sizes else None
@@ -204,10 +195,9 @@ def truth_of(images, rows):
 
     An image without a finding has one row, class 14 with the box 0 0 1 1.
     """
-    chosen, boxes = images.table[images.table["row"].isin(rows)], images.tables["boxes.parquet"]
+    chosen = images.table[images.table["row"].isin(rows)]
     healthy = no_findings(chosen.loc[chosen["abnormal"] == 0, ["image_id"]])
-    both = pd.concat([boxes[boxes["row"].isin(rows)], healthy], ignore_index=True)
-    return both[["image_id", "class_id", *BOX]]
+    return pd.concat([true_boxes(images, rows), healthy], ignore_index=True)
 
 
 def detector_figures(images, table, rows, classes=()):
@@ -296,7 +286,5 @@ def _read_sizes(path, ids):
     table = table[columns].set_axis(SIZES, axis=1)
     sides = table[SIZES[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     usable = ((sides % 1 == 0) & (sides > 0) & (sides < 1e6)).all(axis=1)
-    for k in np.flatnonzero(~usable)[:1]:
-        values = " and ".join(f"{name} {table[name][k]!r}" for name in SIZES[1:])
-        raise InputError(f"{path}, row {k + 2} ({table['image_id'][k]}): {values} must be whole numbers of pixels")
+    refuse_faults(path, table, [(~usable, "width {width!r} and height {height!r} must be whole numbers of pixels")])
     return pd.concat([table["image_id"], sides.astype(np.int64)], axis=1)

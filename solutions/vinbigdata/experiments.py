@@ -120,15 +120,14 @@ def compare_members(job, boxes, truth, images):
         coco, by_class = coco_scores(own, truth, images["image_id"], COCO_FINDINGS)
         figures = {"map": score.estimate, "low": score.low, "high": score.high, "map_coco": coco["ap"]}
         members.append({"member": member, **figures})
-        classes[member] = by_class["ap"]
+        classes[member] = by_class["ap"].to_numpy()
         for fold in config.folds:
             used = networks[fold, member].rows(job, fold)[0]
             curve = read_csv(job.run.path(f"fold{fold}", member, "history.csv"), ["epoch", "map_coco"])
             curve = curve.assign(member=member, iteration=(curve["epoch"] + 1) * (len(used) // detector.batch_size))
             curves.append(curve[["member", "epoch", "iteration", "map_coco"]])
-    classes = pd.DataFrame({"class": CLASSES[:NO_FINDING], "boxes": result.classes["n_truth"].to_numpy()}).assign(
-        **{member: aps.to_numpy() for member, aps in classes.items()}
-    )
+    boxes = result.classes["n_truth"].to_numpy()
+    classes = pd.DataFrame({"class": CLASSES[:NO_FINDING], "boxes": boxes, **classes})
     curves = pd.concat(curves).groupby(["member", "epoch"], sort=False).mean().reset_index()
     return {"figure1.csv": pd.DataFrame(members), "figure1_classes.csv": classes, "figure1_curves.csv": curves}
 

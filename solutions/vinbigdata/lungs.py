@@ -22,19 +22,19 @@ def assets(config):
 
 
 def with_lungs(refine):
-    """Return the function `refine(job, listing, store)` followed by `add_lungs`."""
-    return lambda job, listing, store: add_lungs(job, refine(job, listing, store), store)
-
-
-def add_lungs(job, listing, store):
-    """Return the listing with the array `masks`, uint8 (N, SIDE, SIDE), 255 for lung, if a member needs it.
+    """Return `refine` with the array `masks` added, uint8 (N, SIDE, SIDE), 255 for lung, if a member needs it.
 
     The mask of a placeholder or a colour picture is empty.
     """
-    for weights in assets(job.config).values():
-        _, masks = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe)
-        listing = replace(listing, arrays=masks)
-    return listing
+
+    def refined(job, listing, store):
+        listing = refine(job, listing, store)
+        for weights in assets(job.config).values():
+            _, masks = find_lungs(job, store, weights, {"mask_size": SIDE}, {"masks": SIDE}, ["x"], _describe)
+            listing = replace(listing, arrays=masks)
+        return listing
+
+    return refined
 
 
 def _describe(segmenter, image, probs, about):
@@ -54,11 +54,9 @@ class LungSamples(SampleDataset):
         return torch.cat([image, self.masks[key][0]]), row
 
 
-def samples(images, rows, size, with_lungs):
-    """Return the samples of store rows of Images at `size` pixels, LungSamples if asked for."""
-    if with_lungs:
-        return LungSamples(images.store.images, images.arrays["masks"], size, rows)
-    return images.dataset(rows, size)
+def samples(job, rows, size):
+    """Return the LungSamples of store rows at `size` pixels."""
+    return LungSamples(job.images.store.images, job.images.arrays["masks"], size, rows)
 
 
 def locate_findings(images):

@@ -69,7 +69,7 @@ def detector_network(config, fold, member):
         lambda: pipeline(augmentation, size, detector.default_mapper),
         partial(data.detector_figures, classes=classes),
         rows,
-        lambda job, rows, size: lungs.samples(job.images, rows, size, detector.lung_channel),
+        lungs.samples if detector.lung_channel else None,
         classes,
     )
     return replace(network, taught=taught)
@@ -167,8 +167,7 @@ def answer(job, test, rule, neutral):
 
 def check(path, job):
     """Return the Summary of a submission of the run's test images."""
-    images = job.images.at(job.images.rows("test"))
-    sizes = {row.image_id: (row.width, row.height) for row in images.itertuples()}
+    sizes = {row.image_id: (row.width, row.height) for row in job.images.at(job.images.rows("test")).itertuples()}
     return validate_boxes(path, job.sample_path, sizes=sizes, ordered=True)
 
 

@@ -83,11 +83,6 @@ def scale_scores(detections, at, probs, present, rule):
     return score * present[at, detections["class_id"]] ** rule.delta if rule.delta else score
 
 
-def find_healthy(rule, probs):
-    """Return two bool masks of images by their probs of being healthy: all boxes dropped, and No finding added."""
-    return probs > rule.alpha, probs > rule.beta
-
-
 def apply_rule(detections, image_ids, health, rule):
     """Return the detections to submit for `image_ids`, with rows of class 14 and at least one row per image.
 
@@ -100,13 +95,12 @@ def apply_rule(detections, image_ids, health, rule):
     probs, present = np.zeros(len(ids)), None
     if rule != rule.fusion:
         probs, present = split_health(health, ids)
-    replaced, joined = find_healthy(rule, probs)
+    replaced, joined = probs > rule.alpha, probs > rule.beta
     kept = ~replaced[at]
     empty = np.bincount(at[kept], minlength=len(ids)) == 0
     added = np.flatnonzero(joined | empty)
-    boxes = no_findings(
-        pd.DataFrame({"image_id": ids[added], "score": np.where(replaced | ~joined, 1.0, probs)[added]})
-    )
+    score = np.where(replaced | ~joined, 1.0, probs)[added]
+    boxes = no_findings(pd.DataFrame({"image_id": ids[added], "score": score}))
     findings = detections.assign(score=scale_scores(detections, at, probs, present, rule))
     parts = [findings.loc[kept, COLUMNS], boxes[COLUMNS]]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)

@@ -65,7 +65,7 @@ def _data(images):
     by_class = boxes.groupby("class_id")["area"]
     counts = pd.DataFrame({"class": CLASSES, "images": [*train[FINDINGS].sum(), (train["abnormal"] == 0).sum()]})
     counts["boxes"], counts["median area, %"] = by_class.size().astype("Int64"), by_class.median()
-    folds = train.groupby("fold").agg(images=("row", "size"), abnormal=("abnormal", "sum")).reset_index()
+    folds = results.fold_table(train, abnormal=("abnormal", "sum"))
     maps = {CLASSES[k]: shares[boxes["class_id"] == k] for k in range(NO_FINDING)}
     return page.section(
         "Data",
@@ -104,11 +104,10 @@ def _decision(run):
     surface, rule = read_csv(run.path("surface.csv"), ["iou", "skip", "map"]), tuned["rule"]
     rules = page.rules_table(rule, tuned["part_rules"])
     rules["weights"] = [" ".join(f"{weight:g}" for weight in weights) for weights in rules["weights"]]
-    drawn = plots.threshold_surface(sweep, "alpha", "beta", "map", (rule["alpha"], rule["beta"]))
-    figures = [page.figure(drawn, "mAP of all images by alpha and beta; beta -1: No finding on every image")]
-    if surface["iou"].nunique() > 1 or surface["skip"].nunique() > 1:
-        drawn = plots.threshold_surface(surface, "iou", "skip", "map", (rule["iou"], rule["skip"]))
-        figures.append(page.figure(drawn, "mAP of all images by iou and skip, with the best other settings"))
+    caption = "mAP of all images by alpha and beta; beta -1: No finding on every image"
+    figures = results.rule_surface(sweep, "alpha", "beta", "map", rule, caption)
+    caption = "mAP of all images by iou and skip, with the best other settings"
+    figures += results.rule_surface(surface, "iou", "skip", "map", rule, caption)
     return page.section(
         "Decision",
         page.table(rules, "Rules, chosen on out-of-fold boxes (beta -1: No finding on every image, the winners' rule)"),
@@ -121,8 +120,8 @@ def _healthy(run, scored):
     rule = read_json(run.path("tuned.json"))["rule"]
     shares = pd.DataFrame(read_json(run.path("score.json"))["healthy"]["share_above"]).T.dropna()
     above = shares.map("{:.1%}".format).rename(columns=lambda end: f"above {end} {rule[end]:g}")
-    truth, probs, outcomes = 1 - scored[["abnormal"]].to_numpy(), scored[["health"]].to_numpy(), ("abnormal", "healthy")
-    drawn = results.classes(truth, probs, scored["fold"], ["healthy"], 0.5, outcomes, groups_of(scored))
+    table = scored.assign(healthy=1 - scored["abnormal"])
+    drawn = results.one_class(table, "healthy", "health", ("abnormal", "healthy"), 0.5, groups_of(scored))
     caption = "Shares of the out-of-fold and of the test images (mean of folds' logits)"
     above = above.rename_axis("images").reset_index()
     return page.section("Healthy or not (2CC)", *drawn, page.table(above, caption))

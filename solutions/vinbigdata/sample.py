@@ -19,7 +19,7 @@ from pydicom.uid import JPEG2000Lossless
 from common import phantom
 from common.errors import check
 from common.phantom import findings as draws
-from common.phantom.sample import draw_findings, in_threads, make_dicom, write_rows, write_sample
+from common.phantom.sample import crop, draw_findings, in_threads, make_dicom, write_dicom, write_rows, write_sample
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING, SAMPLE
 
 VERSION = 2  # raise it whenever the files for a seed change
@@ -52,7 +52,7 @@ def make_sample(folder, n_train=64, n_test=12, seed=0, healthy=50):
     check(healthy in range(91), f"sample: healthy={healthy!r} must be a whole percentage from 0 to 90")
     parameters = {"n_train": n_train, "n_test": n_test, "seed": seed, "healthy": healthy}
     least = {"n_train": 4, "n_test": 1, "seed": 0, "healthy": 0}
-    return write_sample(folder, "vinbigdata", VERSION, least, _write, **parameters)
+    return write_sample(folder, "vinbigdata", VERSION, _write, least, **parameters)
 
 
 def _write(folder, n_train, n_test, seed, healthy):
@@ -90,9 +90,7 @@ def _write_image(folder, case):
     film = phantom.draw(case.number, int(rng.integers(LEAST, MOST)), [FINDINGS[name] for name in case.classes])
     rows, columns = _window(np.any([*film.lungs, *(finding.mask for finding in film.findings)], axis=0), rng)
     image = film.image[rows, columns]
-    path = folder / case.split / f"{case.image_id}.dicom"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _dataset(image, case, rng).save_as(path, enforce_file_format=True)
+    write_dicom(folder / case.split / f"{case.image_id}.dicom", _dataset(image, case, rng))
     corner = np.tile([columns.start, rows.start], 2)
     boxes = [(name, finding.box - corner) for name, finding in zip(case.classes, film.findings, strict=True)]
     return image.shape[::-1], boxes
@@ -103,12 +101,8 @@ def _window(kept, rng):
     size, shares = len(kept), rng.permutation([rng.uniform(0.75, 0.9), 1])
     margin = np.ones((size // 20, size // 20), np.uint8)
     x, y, wide, high = cv2.boundingRect(cv2.dilate(np.uint8(kept), margin))
-    slices = []
-    for start, side, share in ((y, high, shares[0]), (x, wide, shares[1])):
-        side, start = max(side, int(share * size)), start + side // 2
-        start = min(max(start - side // 2, 0), size - side)
-        slices.append(slice(start, start + side))
-    return slices
+    sides = [max(side, int(share * size)) for side, share in zip((high, wide), shares, strict=True)]
+    return crop((y + high // 2 - sides[0] // 2, x + wide // 2 - sides[1] // 2), sides, size)
 
 
 def _dataset(image, case, rng):

@@ -13,7 +13,7 @@ from common.data.folds import make_folds
 from common.detection import gate_figures
 from common.metrics.classification import mean_of_defined
 from common.metrics.detection import Result, ap_of, bootstrap_map, class_aps, evaluate
-from common.metrics.statistics import Interval, as_interval
+from common.metrics.statistics import Interval, as_interval, as_json
 from common.post.fusion import join_members, own_boxes
 from solutions.vinbigdata import postprocess
 from solutions.vinbigdata.config import NO_FINDING
@@ -100,10 +100,10 @@ def score_figures(tuned, truth, images, healthy, tested):
     def shares(values):
         return {"alpha": float((values > rule.alpha).mean()), "beta": float((values > rule.beta).mean())}
 
-    parts = {"map_findings": aps[:NO_FINDING].mean(), "ap_no_finding": aps[NO_FINDING]}
     return {
         "map": as_interval(tuned.score),
-        **{name: None if np.isnan(value) else float(value) for name, value in parts.items()},
+        "map_findings": as_json(aps[:NO_FINDING].mean()),
+        "ap_no_finding": as_json(aps[NO_FINDING]),
         "classes": int(aps.notna().sum()),
         "map_not_nested": tuned.naive,
         "map_no_finding": float(evaluate(nothing, truth, images["image_id"]).mean_ap),
@@ -111,7 +111,7 @@ def score_figures(tuned, truth, images, healthy, tested):
         "abnormal": int((true == 0).sum()),
         "nested_by": "halves of the patients" if tuned.halves else "folds",
         "healthy": {
-            "auroc": None if np.isnan(of_2cc["auroc"]) else float(of_2cc["auroc"]),
+            "auroc": as_json(of_2cc["auroc"]),
             "accuracy": float(of_2cc["accuracy"]),
             "share_above": {"oof": shares(probs), "test": shares(tested) if len(tested) else None},
         },
@@ -206,7 +206,7 @@ class _Trials:
         """
         if rule not in self.known:
             found = self.scale(replace(rule, alpha=1.0, beta=1.0))
-            dropped, boxed = postprocess.find_healthy(rule, self.probs)
+            dropped, boxed = self.probs > rule.alpha, self.probs > rule.beta
             empty = dropped | (np.bincount(found.image, minlength=len(dropped)) == 0)
             added = np.flatnonzero(boxed | empty)
             score = np.where(boxed & ~dropped, self.probs, 1.0)[added]

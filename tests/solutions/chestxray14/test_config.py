@@ -114,6 +114,9 @@ def test_every_preset_can_be_built_from_what_it_stores():
         (lambda: Config(n_folds=2, folds=(3,)), "must be distinct and between 0 and 1"),
         (lambda: Config(views="both", tta=("scale",)), "tta scale: SDFN's fusion"),
         (lambda: Config(seed=-1), "seed must be at least 0"),
+        (lambda: Config(seed=1 << 62), r"seed must be at least 0 and below 2\^62"),
+        (lambda: Config(whole=NetworkConfig(lr=float("inf"))), "whole.lr must be a finite number"),
+        (lambda: Config(store_size=1 << 15), "store_size 32768: at most 16384 px"),
     ],
 )
 def test_what_a_configuration_refuses(build, said):

@@ -9,8 +9,15 @@ from benchmarks.tables import label_table, real_data
 from common.errors import InputError
 from common.paths import check_id
 from common.submit.table import read_table
-from solutions.covid19.collections import read_collections, read_exclusions, read_test_images
-from solutions.covid19.layouts import ACTUALMED, FIGURE1, from_chexpert, label_of
+from solutions.covid19.collections import (
+    ACTUALMED,
+    FIGURE1,
+    from_chexpert,
+    label_of,
+    read_collections,
+    read_exclusions,
+    read_test_images,
+)
 
 NIH_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,\n"
 

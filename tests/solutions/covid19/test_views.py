@@ -33,6 +33,7 @@ TINY = NetworkConfig(
     optimizer="adam",
     weight_decay=0.0,
     schedule="constant",
+    metric="-loss",
     precision="fp32",
     averaging=("last",),
 )

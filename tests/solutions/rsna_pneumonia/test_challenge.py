@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks.rsna_layout import write_challenge
 from benchmarks.tables import real_data
+from common.config import from_dict
 from common.errors import InputError
 from common.options import Options
 from common.post.boxes import BOX
 from common.post.fusion import COLUMNS
 from solutions.rsna_pneumonia import data
-from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, SLUG, check_submission
+from solutions.rsna_pneumonia.config import CLASS_INFO, DEMO, LABELS, PAPER, SLUG, Config, check_submission
 from solutions.rsna_pneumonia.postprocess import BoxRule, apply_rule, fuse_boxes, prediction_strings, read_submission
 from tests.notebooks import round_trip
 
@@ -81,6 +82,11 @@ def test_real_boxes_in_the_layout_of_the_challenge(tmp_path):
     found = listing.tables["boxes.parquet"]
     assert len(found) == len(true) > 200 and listing.table["target"].sum() == true["image_id"].nunique()
     np.testing.assert_allclose(found[BOX], true.sort_values(["image_id", *BOX])[BOX])
+
+
+def test_settings_that_a_file_does_not_name_are_the_papers():
+    found = from_dict(Config, {"seed": 1})
+    assert (found.seed, found.detector) == (1, PAPER.detector)
 
 
 @pytest.mark.long

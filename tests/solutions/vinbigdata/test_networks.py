@@ -33,6 +33,7 @@ TINY = DetectorConfig(
     batch_size=2,
     lr=1e-3,
     optimizer="adamw",
+    metric="map",
     per_image=5,
     precision="fp32",
 )
@@ -129,7 +130,7 @@ def test_the_mask_moves_with_the_image_and_keeps_its_range(images, tmp_path):
     masks = (images.store.images > 100) * np.uint8(255)
     np.save(tmp_path / "masks.npy", masks)
     images.arrays["masks"] = tmp_path / "masks.npy"
-    samples = lungs.samples(images, [2, 1], SIDE, True)
+    samples = lungs.LungSamples(images.store.images, images.arrays["masks"], SIDE, [2, 1])
     assert samples[0][0].shape == (2, SIDE, SIDE) and samples[1][1] == 1
     assert torch.equal(samples[0][0], torch.from_numpy(np.stack([images.store.images[2], masks[2]])))
     transform = augment.pipeline("both", SIDE, default_mapper=True)
