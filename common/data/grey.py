@@ -86,15 +86,13 @@ def _drop_unusable(dataset, problems):
 
 
 def _list_mappings(dataset):
-    """Return (name, function of stored values) pairs, the best mapping first; none for a missing mapping."""
+    """Yield (name, function of stored values) pairs, the best mapping first; none for a missing mapping."""
     rescaled = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)) != (1, 0)
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    mappings = []
     if windowed or dataset.get("VOILUTSequence"):
-        mappings.append(("window", lambda stored: apply_voi_lut(apply_modality_lut(stored, dataset), dataset)))
+        yield "window", lambda stored: apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
     if rescaled or dataset.get("ModalityLUTSequence"):
-        mappings.append(("rescaling", lambda stored: apply_modality_lut(stored, dataset)))
-    return mappings
+        yield "rescaling", lambda stored: apply_modality_lut(stored, dataset)
 
 
 def _stretch(pixels, inverted, padding, mapping=None):

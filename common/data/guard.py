@@ -76,9 +76,8 @@ def decode(path, halvings=0):
 def _start():
     code = f"import sys; sys.path[:] = {sys.path!r}; from common.data.guard import serve; serve()"
     # in its own session, so that Ctrl-C does not end it; the parent does, by closing its input
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, start_new_session=True)
 
 
 def serve():

@@ -36,8 +36,7 @@ def tool_names(source):
     """Return a line of help for each Kaggle tool of a solution with this Source, by name; {} for None."""
     if source is None:
         return {}
-    left_out = {"competition": (), "dataset": ("upload",), "none": ("upload",)}[source.kind]
-    return {name: line for name, line in TOOLS.items() if name not in left_out}
+    return {name: line for name, line in TOOLS.items() if name != "upload" or source.kind == "competition"}
 
 
 def load_tools(solution, source, presets=()):

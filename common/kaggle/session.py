@@ -15,8 +15,7 @@ from common.data.dicom import read_image
 from common.errors import STOPPED, InputError, check, log
 from common.kaggle.bundle import OUTPUT_LIMIT, RESERVE, read_listing
 from common.paths import KAGGLE_INPUT, list_images, name_images, read_json
-from common.post.boxes import BOX
-from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
+from common.report.gallery import box_overlay, gallery, label_boxes, outline_overlay
 
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
 SAVING = 1 / 12  # hours that Kaggle has to save the output
@@ -59,12 +58,10 @@ def display_boxes(source, found, names, count=4, size=None, folder=None):
 
     names: of the classes; source, size and folder as in `read_images`.
     """
-    groups = dict(list(found.sort_values("score", ascending=False).groupby("image_id", sort=False)))
-    images, items = read_images(source, list(groups)[:count], size, folder=folder), []
-    for image_id, image in images.items():
-        best = groups[image_id][:MOST_BOXES]
-        texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]
-        items.append((image, None, list(zip(best[BOX].to_numpy(), texts, strict=True)), f"{image_id}: {texts[0]}"))
+    best, items = found.groupby("image_id")["score"].max().nlargest(count).index, []
+    for image_id, image in read_images(source, best, size, folder=folder).items():
+        boxes = label_boxes(found[found["image_id"] == image_id], names)
+        items.append((image, None, boxes, f"{image_id}: {boxes[0][1]}"))
     display_gallery(items, box_overlay)
 
 

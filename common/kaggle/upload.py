@@ -139,11 +139,9 @@ def send(slug, submission, row, wait, again=False):
         if len(before) and not again:
             row = before.iloc[-1].to_dict()
             if row["public"]:
-                scores = f"public {row['public']}, private {row['private'] or '–'}"
-                raise InputError(
-                    f"{submission}: was uploaded on {row['date']} ({row['message']}; {scores}); "
-                    "--again uploads it once more"
-                )
+                scores = f"{row['message']}; public {row['public']}, private {row['private'] or '–'}"
+                sent = f"{submission}: was uploaded on {row['date']} ({scores})"
+                raise InputError(f"{sent}; --again uploads it once more")
             log.info(f"{submission}: was uploaded on {row['date']}; asking for its score")
         else:
             older = _submit(slug, submission, f"{row['message']} {mark}", mark, again)

@@ -115,9 +115,8 @@ _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "Name
 
 def _run_python(words, problem, folder=None, **variables):
     """Run Python with the arguments `words`; if it fails, raise InputError with `problem` and a one-line reason."""
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ | variables, check=False
-    )
+    command, environment = [sys.executable, *words], os.environ | variables
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     if done.returncode == 0:
         return
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

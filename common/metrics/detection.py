@@ -201,8 +201,7 @@ def pr_curve(result, class_id):
 def ap_of(result, weights):
     """Return the AP of each counted class under weights of the images, float64 (C,) or (B, C), NaN without a true box.
 
-    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two
-    identical images.
+    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; weight 2 counts as two identical images.
     """
     weights = np.asarray(weights, np.float64)
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
@@ -243,8 +242,7 @@ def resample_aps(result, groups, n_resamples, seed):
 def coco_scores(detections, truth, images=None, rule=COCO):
     """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id), as in pycocotools.
 
-    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: the same for recall. Tables and errors as in `evaluate`. Source: Lin
-    et al. 2014.
+    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: of recall. Tables and errors as in `evaluate`. Source: Lin et al. 2014.
     """
     tables, thresholds = read_tables(detections, truth, images, rule), np.linspace(0.5, 0.95, 10)
     results = [_evaluate(*tables, replace(rule, iou_threshold=float(t))).classes for t in thresholds]

@@ -77,11 +77,11 @@ def interval(estimate, resamples, level):
 
 def interval_with_p(difference, resamples, level):
     """Return (Interval, p-value) of a difference; p is twice the smaller share of resamples beyond 0."""
-    defined = resamples[~np.isnan(resamples)]
-    if np.isnan(difference) or not len(defined):
-        return interval(difference, resamples, level), np.nan
-    tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    return interval(difference, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+    found, n = interval(difference, resamples, level), np.count_nonzero(~np.isnan(resamples))
+    if np.isnan(found.low):
+        return found, np.nan
+    tail = min((resamples <= 0).sum(), (resamples >= 0).sum())
+    return found, min(1.0, 2 * (1 + int(tail)) / (n + 1))
 
 
 def number_groups(groups, n):

@@ -35,9 +35,8 @@ class Detector(Normalised):
     of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,
     and labels int64 (n,). images: (B, 1, S, S) uint8, or floats in 0 to 255, S a multiple of 32; a second channel may
     hold a mask of 0 and 255. targets: per image a dict of boxes (n, 4) with positive sides and labels int64 (n,), n may
-    be 0. Anchors and heads' outputs stay float32 under autocast, because bfloat16 rounds boxes of a 1024-pixel
-    image to a grid of four pixels. Raises InputError for images of another shape, and in evaluation if the network
-    produced NaN or infinity.
+    be 0. Anchors and outputs of heads stay float32 under autocast, since bfloat16 rounds boxes of a 1024-pixel image
+    to a grid of four pixels. Raises InputError for images of another shape, and in evaluation for NaN or infinity.
     """
 
     def __init__(self, net, mean, std, heads, background):
@@ -103,7 +102,7 @@ def retinanet(backbone, n_classes, size, weights, **options):
     """
     sides = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in _sides(size))
     anchors = {"anchor_generator": AnchorGenerator(sides, _ASPECTS)}
-    return _one_stage(partial(detection.RetinaNet, **anchors), backbone, n_classes, size, weights, **options)
+    return _dense(partial(detection.RetinaNet, **anchors), backbone, n_classes, size, weights, **options)
 
 
 def fcos(backbone, n_classes, size, weights, **options):
@@ -112,18 +111,15 @@ def fcos(backbone, n_classes, size, weights, **options):
     Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any image size, a level
     is for boxes of four to eight times its stride.
     """
-    return _one_stage(detection.FCOS, backbone, n_classes, size, weights, **options)
+    return _dense(detection.FCOS, backbone, n_classes, size, weights, **options)
 
 
-def _one_stage(
-    kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading
-):
+def _dense(kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
-    return load_and_freeze(
-        Detector(net, *mean_std(name), [net.head], background=0), pyramid.body, name, weights, **loading
-    )
+    model = Detector(net, *mean_std(name), [net.head], background=0)
+    return load_and_freeze(model, pyramid.body, name, weights, **loading)
 
 
 def _sides(size):
@@ -183,9 +179,8 @@ def load_and_freeze(model, body, name, weights, frozen_norms=True, stride_in_1x1
     if stride_in_1x1:
         stride_first(body)
     if weights != "none":
-        state, source = _initial_state(
-            f"{type(model.net).__name__}_ResNet50_FPN{version}_Weights", name, weights, stride_in_1x1
-        )
+        kind = f"{type(model.net).__name__}_ResNet50_FPN{version}_Weights"
+        state, source = _initial_state(kind, name, weights, stride_in_1x1)
         whole = any(".fpn." in key for key in state)
         target = model.net if whole else body
         needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]

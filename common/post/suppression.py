@@ -14,12 +14,10 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
     """Return `Fused`: the boxes of a `Batch` except those that a better box of the class overlaps by > iou_thr."""
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
-    order = rank_rows(scores[rows], groups, _argsort)
+    rows = rows[rank_rows(scores[rows], groups, _argsort)]
     boxes = np.clip(batch.boxes, 0, 1)
-    keepers = _find_keepers(boxes, rows[order], groups, float(iou_thr))
-    kept = keepers == np.arange(len(keepers))
-    starts = np.append(0, np.cumsum(kept))[groups[firsts]]
-    rows = rows[order][kept]
+    kept = _find_keepers(boxes, rows, groups, float(iou_thr)) == np.arange(len(rows))
+    starts, rows = np.append(0, np.cumsum(kept))[groups[firsts]], rows[kept]
     return Fused(boxes[rows], scores[rows], batch.labels[rows], starts)
 
 

@@ -47,10 +47,8 @@ def mean_boxes(boxes, starts, iou_thr):
     """
     n = len(boxes)
     rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))
-    boxes, _, _, _, cluster = _cluster(
-        boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf
-    )
-    return boxes, cluster
+    fused = _cluster(boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf)
+    return fused[0], fused[-1]
 
 
 @compiled(error_model="numpy")

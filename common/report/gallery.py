@@ -115,6 +115,13 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))
 
 
+def label_boxes(found, names, scale=1.0):
+    """Return the MOST_BOXES best boxes of one image's detections, times `scale`, and their texts, as pairs."""
+    best = found.nlargest(MOST_BOXES, "score")
+    texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]
+    return list(zip(best[BOX].to_numpy() * scale, texts, strict=True))
+
+
 def box_gallery(images, found, rows, title, names):
     """Return pictures of images with their true boxes, if labelled, and at most MOST_BOXES of the boxes in `found`.
 
@@ -125,9 +132,7 @@ def box_gallery(images, found, rows, title, names):
         scale = 512 / max(row["width"], row["height"])  # in the original's proportions
         size = [max(1, round(row[side] * scale)) for side in ("width", "height")]
         image = cv2.resize(np.asarray(images.store.images[row["row"]]), size, interpolation=cv2.INTER_AREA)
-        mine = found[found["image_id"] == row["image_id"]].nlargest(MOST_BOXES, "score")
-        texts = [f"{names[k]} {score:.2f}" for k, score in zip(mine["class_id"], mine["score"], strict=True)]
-        truth, predicted = None, list(zip(mine[BOX].to_numpy() * scale, texts, strict=True))
+        truth, predicted = None, label_boxes(found[found["image_id"] == row["image_id"]], names, scale)
         if row["split"] == "train":
             own = true[true["row"] == row["row"]]
             truth = [(box * scale, names[k]) for box, k in zip(own[BOX].to_numpy(), own["class_id"], strict=True)]

@@ -1,7 +1,6 @@
 """The report: one self-contained HTML file, made of fragments whose text is escaped.
 
-A plain string among fragments is escaped and becomes a paragraph. Only `Html`, which the functions here return, is
-inserted as it is.
+A plain string among fragments becomes an escaped paragraph; `Html`, which the functions here return, stays as it is.
 """
 
 import base64

@@ -199,8 +199,7 @@ def forest(runs, names, label="AUROC", reference=None):
 def threshold_surface(grid, x, y, value, chosen):
     """Plot a heat map of searched settings: columns `x` and `y` of the table `grid` are its axes, `value` its colour.
 
-    A cell shows the best value over any further columns. `chosen`: the (x, y) to mark. Settings are evenly spaced on
-    the axes, whatever their values.
+    A cell shows the best value over any further columns. `chosen`: the (x, y) to mark. Settings are spaced evenly.
     """
     grid = grid[np.isfinite(grid[value].astype(float))]
     if len(grid) == 0:

@@ -154,8 +154,6 @@ def repair_entries(entries, no_finding=14, pixels=None):
     again[best[1:][row[best[1:]] == row[best[:-1]]]] = True
     note(again, f"further entries of class {no_finding} left out, the highest of a row stays")
 
-    keep = ~flat & ~again
-    number, class_id, plain = entries.number[keep], entries.class_id[keep], (entries.plain | spelled)[keep]
-    return replace(
-        entries, row=row[keep], number=number, class_id=class_id, plain=plain, score=score[keep], boxes=cut[keep]
-    ), notes
+    repaired = {"row": row, "number": entries.number, "class_id": entries.class_id, "score": score, "boxes": cut}
+    repaired["plain"] = entries.plain | spelled
+    return replace(entries, **{name: values[~flat & ~again] for name, values in repaired.items()}), notes

@@ -276,10 +276,9 @@ class _Trainer:
         """Add the sum of recent losses to the epoch's and reset it; raise InputError if it is not finite."""
         value = self.recent.item()
         if not math.isfinite(value):
-            raise InputError(
-                f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {self.batch}; the last save "
-                "is not affected: lower the learning rate, set clip_norm, or use precision fp32"
-            )
+            place = f"epoch {self.epoch + 1}, batch {self.batch}; the last save is not affected"
+            remedy = "lower the learning rate, set clip_norm, or use precision fp32"
+            raise InputError(f"{self.folder}: the loss became {value} at {place}: {remedy}")
         self.loss_sum += value
         self.recent.zero_()
 
@@ -305,17 +304,16 @@ class _Trainer:
         spent["memory_mb"] = round(memory / 1e6)
         self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures, **spent})
         if distributed.is_main():
-            known = {"epoch": self.epoch, **figures, **self.origin}
-            save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
+            path = self.epoch_file(self.epoch)
+            save_weights(path, self.model.state_dict(), epoch=self.epoch, **figures, **self.origin)
             with atomic_path(self.folder / "history.csv") as path:
                 pd.DataFrame(self.history).to_csv(path, index=False)
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             title = f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}"
             pace = sum(entry["seconds"] for entry in self.history) / len(self.history)
-            left = pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace)
+            left = round(pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace))
             costs = f"{spent['seconds']:.1f} s  {spent['memory_mb'] / 1e3:.1f} GB"
-            left = timedelta(seconds=round(left))
-            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {left}")
+            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {timedelta(seconds=left)}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.seconds, self.since = 0.0, time.monotonic()
         keep = averaging.epochs_to_keep(self.scores(), self.config)

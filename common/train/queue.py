@@ -1,8 +1,7 @@
 """The queue of a run's trainings: every process under torchrun, on any machine, takes the next one.
 
 A process claims a training by a file in its folder, the lease, which it touches every few seconds. The lease of a dead
-process expires, and another process takes over from the last checkpoint. There is no scheduler: the queue is the run's
-folder.
+process expires, and another process takes over from the last checkpoint. No scheduler: the run's folder is the queue.
 """
 
 import json
@@ -56,9 +55,8 @@ def team_size(ready, n_processes, wanted=None):
     """Return how many processes train a network together: a divisor of the batch sizes of the Networks `ready`."""
     if not ready:
         return 1
-    size = most = min(n_processes, wanted or max(1, n_processes // len(ready)))
-    while any(network.config.batch_size % size for network in ready):
-        size -= 1
+    most = min(n_processes, wanted or max(1, n_processes // len(ready)))
+    size = max(n for n in range(1, most + 1) if not any(network.config.batch_size % n for network in ready))
     if size < most:
         log.info(f"{size} instead of {most} processes train a network together, so that they divide its batch")
     return size
