@@ -236,8 +236,7 @@ def _read_values(dataset, path):
 
 
 def _make_header(shape, values):
-    header = {"width": shape[1], "height": shape[0]}
-    header |= {name: values.get(name, "") for name in _HEADER_TAGS}
+    header = {"width": shape[1], "height": shape[0], **{name: values.get(name, "") for name in _HEADER_TAGS}}
     header["patient_age"] = parse_age(header["patient_age"])
     header["transfer_syntax"] = uid.UID(values.get("transfer_syntax", "")).name
     return header

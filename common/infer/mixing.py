@@ -18,6 +18,7 @@ from common.data.loaders import eval_loader
 from common.data.store import to_square
 from common.errors import log
 from common.infer.predict import write_masks
+from common.metrics.statistics import share_below
 from common.post.fusion import FusionRule, join_members, own_boxes
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint
@@ -138,11 +139,7 @@ def mix_tables(tables, shares):
 
 def to_ranks(table, reference):
     """Return a table with each value replaced by the share of the reference's values below it; ties count half."""
-    ranks = {}
-    for name in value_columns(table):
-        known = np.sort(reference[name].to_numpy())
-        ranks[name] = sum(np.searchsorted(known, table[name], side) for side in ("left", "right")) / (2 * len(known))
-    return table.assign(**ranks)
+    return table.assign(**{name: share_below(table[name], reference[name]) for name in value_columns(table)})
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cv2
-
 from common.data.dicom import read_image
+from common.data.store import to_square
 from common.errors import STOPPED, InputError, check, log
 from common.kaggle.bundle import OUTPUT_LIMIT, RESERVE, read_listing
 from common.paths import KAGGLE_INPUT, list_images, name_images, read_json
@@ -41,9 +40,7 @@ def read_images(source, ids, size=None, markers=None, folder=None):
     folder = folder or source.find_file(names=markers).parent
     files = name_images(list_images(folder), folder)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
-    if size is not None:
-        images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}
-    return images
+    return images if size is None else {name: to_square(image, size) for name, image in images.items()}
 
 
 def display_gallery(items, overlay=outline_overlay):

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError, check
+from common.errors import check
 from common.jit import compiled
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.statistics import exponential_weights, interval, interval_with_p, number_groups
 from common.post.batches import sort_by
-from common.post.boxes import iou, read_boxes, refuse_repeated, require_columns
+from common.post.boxes import iou, read_boxes, refuse, refuse_repeated, require_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,7 @@ def _detections(table, images, rule):
 
 def _truth(table, images, rule):
     image, class_id, box, _ = read_boxes("truth", table, images, rule.no_finding, rule.n_classes, scored=False)
-    for row in np.flatnonzero((box[:, 2:] == box[:, :2]).any(axis=1))[:1]:
-        raise InputError(f"truth, row {row}, image {table['image_id'].iloc[row]}: the box has no area")
+    refuse("truth", table, [((box[:, 2:] == box[:, :2]).any(axis=1), "the box has no area")])
     if rule.no_finding is not None:
         refuse_repeated("truth", table, image, np.flatnonzero(class_id == rule.no_finding), rule.no_finding)
     group = image * rule.n_classes + class_id

@@ -200,8 +200,8 @@ def delong_covariance(y, scores):
         check_scores(y, score)
     positive, negative = scores[y != 0], scores[y == 0]
     check(len(positive) and len(negative), "all labels are equal")
-    of_positive = np.stack([_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
-    of_negative = 1 - np.stack([_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
+    of_positive = np.stack([share_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
+    of_negative = 1 - np.stack([share_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
     covariance = _covariance(of_positive) / len(positive) + _covariance(of_negative) / len(negative)
     return of_positive.mean(axis=1), covariance
 
@@ -245,8 +245,8 @@ def _classes(y, *scores):
             yield c, delong_covariance(labels, np.stack([np.asarray(score)[:, c] for score in scores], axis=1))
 
 
-def _below(values, others):
-    """Return the share of `others` below each of `values`; ties count half."""
+def share_below(values, others):
+    """Return the share of `others`, (M,), below each of `values`, (N,), float64; ties count half."""
     others = np.sort(others)
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 

@@ -22,7 +22,7 @@ from common.config import check_detector
 from common.errors import InputError, check
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
-from common.nn.weights import copy_state, imagenet_state, read_state
+from common.nn.weights import copy_state, first_line, imagenet_state, read_state
 
 _REFERENCE = 1024  # side in pixels for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
@@ -168,8 +168,7 @@ def _build_pyramid(backbone, strides, more, channels, size):
             raise InputError(f"backbone {backbone!r}: has feature maps at strides {levels}, {list(strides)} are needed")
         body = timm.create_model(name, out_indices=tuple(last[stride] for stride in strides), **options)
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"backbone {backbone!r} gives no feature maps ({reason})") from error
+        raise InputError(f"backbone {backbone!r} gives no feature maps ({first_line(error)})") from error
     return _Pyramid(body, body.feature_info.channels(), more, channels), name
 
 

@@ -13,6 +13,7 @@ from common.errors import InputError, check
 from common.extras import require_extra
 from common.nn.detectors import Detector, load_and_freeze
 from common.nn.models import Normalised, mean_std, timm_name
+from common.nn.weights import first_line
 
 
 class _Adapted(Detector):
@@ -106,7 +107,7 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
     try:
         net = EfficientDet(about, pretrained_backbone=False)
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        raise InputError(f"backbone {backbone!r} gives no feature maps ({str(error).splitlines()[0]})") from error
+        raise InputError(f"backbone {backbone!r} gives no feature maps ({first_line(error)})") from error
     net.reset_head(num_classes=n_classes)
     model = _EfficientDet(net, *mean_std(name), per_image, score)
     model.benches = [DetBenchTrain(net), DetBenchPredict(net)]  # in a list, or the weights would be saved three times

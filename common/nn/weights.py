@@ -48,7 +48,7 @@ def read_state(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
-        raise InputError(f"{path}: not a file of tensors ({_first_line(error)})") from None
+        raise InputError(f"{path}: not a file of tensors ({first_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -70,7 +70,7 @@ def imagenet_state(name):
     try:
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # the hub's exceptions differ between versions
-        raise InputError(f"{name}: its ImageNet weights could not be loaded ({_first_line(error)})") from error
+        raise InputError(f"{name}: its ImageNet weights could not be loaded ({first_line(error)})") from error
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
 
@@ -196,5 +196,6 @@ def _is_reachable(config):
     return True
 
 
-def _first_line(error):
+def first_line(error):
+    """Return an exception's kind and the first line of its text."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

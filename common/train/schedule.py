@@ -31,12 +31,9 @@ def plateau(scores, patience=3, factor=0.2):
     """Return `factor` ** n, n being how often `patience` consecutive epochs brought no new best score."""
     best, waited, value = -math.inf, 0, 1.0
     for score in scores:
-        if score > best:
-            best, waited = score, 0
-        else:
-            waited += 1
-            if waited >= patience:
-                value, waited = value * factor, 0
+        best, waited = (score, 0) if score > best else (best, waited + 1)
+        if waited == patience:
+            value, waited = value * factor, 0
     return value
 
 
