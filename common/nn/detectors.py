@@ -39,11 +39,12 @@ class Detector(Normalised):
     to a grid of four pixels. Raises InputError for images of another shape, and in evaluation for NaN or infinity.
     """
 
-    def __init__(self, net, mean, std, heads, background):
+    def __init__(self, net, mean, std):
         super().__init__(net, mean, std, multiple=32)
-        self.background = background
+        two_stage = isinstance(net, detection.FasterRCNN)
+        self.background = int(two_stage)  # the only ones that count classes from 1
         net.transform = _NoTransform()
-        for head in heads:
+        for head in (net.rpn.head, net.roi_heads.box_predictor) if two_stage else (net.head,):
             head.register_forward_hook(_cast_outputs)
         for module in net.modules():
             if isinstance(module, AnchorGenerator):
@@ -91,8 +92,7 @@ def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, s
         box_detections_per_img=per_image,
         box_score_thresh=score,
     )
-    heads = net.rpn.head, net.roi_heads.box_predictor
-    return load_and_freeze(Detector(net, *mean_std(name), heads, background=1), pyramid.body, name, weights, **loading)
+    return load_and_freeze(Detector(net, *mean_std(name)), pyramid.body, name, weights, **loading)
 
 
 def retinanet(backbone, n_classes, size, weights, **options):
@@ -118,8 +118,7 @@ def _dense(kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
     pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
-    model = Detector(net, *mean_std(name), [net.head], background=0)
-    return load_and_freeze(model, pyramid.body, name, weights, **loading)
+    return load_and_freeze(Detector(net, *mean_std(name)), pyramid.body, name, weights, **loading)
 
 
 def _sides(size):

@@ -116,22 +116,20 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
 
 def faster_rcnn_v2(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return torchvision's improved Faster R-CNN on ResNet-50 (Li et al. 2021), whose COCO weights `coco` loads."""
-    _check_resnet50(backbone, channels)
     limits = {"box_nms_thresh": nms, "box_detections_per_img": per_image, "box_score_thresh": score}
     net = detection.fasterrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=n_classes + 1, **limits)
-    model = Detector(net, *mean_std(backbone), (net.rpn.head, net.roi_heads.box_predictor), background=1)
-    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)
+    return _load_v2(net, backbone, channels, weights, **loading)
 
 
 def retinanet_v2(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return torchvision's improved RetinaNet on ResNet-50 (Zhang et al. 2020), whose COCO weights `coco` loads."""
-    _check_resnet50(backbone, channels)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = detection.retinanet_resnet50_fpn_v2(weights_backbone=None, num_classes=n_classes, **limits)
-    model = Detector(net, *mean_std(backbone), (net.head,), background=0)
-    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)
+    return _load_v2(net, backbone, channels, weights, **loading)
 
 
-def _check_resnet50(backbone, channels):
+def _load_v2(net, backbone, channels, weights, **loading):
     fits = timm_name(backbone).split(".")[0] == "resnet50" and channels == 256
     check(fits, "this detector has the backbone resnet50 and 256 channels")
+    model = Detector(net, *mean_std(backbone))
+    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)
