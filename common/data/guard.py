@@ -58,11 +58,10 @@ def decode(path, halvings=0):
         answer = process.stdout.readline() if ready else b""
         if not ready:
             raise ValueError(f"decoding takes more than {SECONDS} s")
-        if not answer:
-            raise ValueError(f"the decoder crashed, with status {process.wait()}")
-        about = json.loads(answer)
+        about = json.loads(answer or "{}")
         pixels = np.empty(about.get("shape", 0), about.get("dtype", "u1"))
-        process.stdout.readinto(pixels.reshape(-1).view("u1"))
+        if not answer or process.stdout.readinto(pixels.reshape(-1).view("u1")) != pixels.nbytes:
+            raise ValueError(f"the decoder crashed, with status {process.wait()}")
     except BaseException:
         process.kill()
         process.communicate()

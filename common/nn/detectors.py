@@ -8,6 +8,7 @@ import importlib
 import pickle
 import re
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
@@ -206,6 +207,8 @@ def _initial_state(kind, name, weights, stride_in_1x1):
     state, of_detectron2 = read_detector(weights)
     if of_detectron2 and not stride_in_1x1:
         raise InputError(f"{weights}: a ResNet of Detectron2, which needs --detector.stride-in-1x1 True")
+    is_resnet = not of_detectron2 or "backbone.bottom_up.stem.conv1.weight" in state
+    check(is_resnet, f"{weights}: a network of Detectron2 other than its ResNets")
     return (to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
 
 
@@ -264,15 +267,13 @@ def read_detector(path):
     if not str(path).endswith(".pkl"):
         state = read_state(path)
     else:
+        check(Path(path).is_file(), f"{path}: no such file")
         try:
             with open(path, "rb") as file:
                 content = _ArraysOnly(file, encoding="latin1").load()["model"]
             state = {name: torch.as_tensor(value) for name, value in content.items()}
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
         except Exception as error:  # pickle raises many kinds of errors for damaged files
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: not a file of Detectron2's model zoo ({reason})") from None
+            raise InputError(f"{path}: not a file of Detectron2's model zoo ({first_line(error)})") from None
     return state, any(name.startswith("backbone.bottom_up.") for name in state)
 
 
