@@ -167,8 +167,7 @@ def _submit(slug, submission, description, mark, again):
         problem = error
     else:
         with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # for information only
-            limits = api.competition_get_submission_limits(slug)
-            log.info(f"{limits.num_allowed_now} submissions remaining today")
+            log.info(f"{api.competition_get_submission_limits(slug).num_allowed_now} submissions remaining today")
         return older
     ends = time.monotonic() + (ARRIVAL if isinstance(problem, TransientError) else 0)
     while True:  # the file may have arrived even if the response was lost

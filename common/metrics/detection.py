@@ -42,8 +42,7 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images; None for those of the truth. Raises InputError for tables that are incomplete,
-    contradict each other or violate the rule.
+    images: unique ids of all images; None for those of the truth. InputError for incomplete, contradictory or invalid tables.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])
@@ -267,8 +266,7 @@ def _evaluate(images, found_by, true, rule):
     )
     aps = ap_of(result, np.ones(len(images)))
     rows = [_class_row(result, c, ap) for c, ap in zip(rule.counted_classes, aps.tolist(), strict=True)]
-    classes = pd.DataFrame(rows).set_index("class_id")
-    return replace(result, mean_ap=float(mean_of_defined(aps)), classes=classes)
+    return replace(result, mean_ap=float(mean_of_defined(aps)), classes=pd.DataFrame(rows).set_index("class_id"))
 
 
 def _class_row(result, class_id, ap):

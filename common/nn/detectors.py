@@ -109,8 +109,7 @@ def retinanet(backbone, n_classes, size, weights, **options):
 def fcos(backbone, n_classes, size, weights, **options):
     """Return an FCOS, which has no anchors, with a feature pyramid at strides 8 to 128 (Tian et al. 2019).
 
-    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any image size, a level
-    is for boxes of four to eight times its stride.
+    Arguments as in `retinanet`. At any image size, a level is for boxes of four to eight times its stride.
     """
     return _dense(detection.FCOS, backbone, n_classes, size, weights, **options)
 

@@ -142,8 +142,7 @@ def _no_finding_scores(healthy, weights):
 
 def _count_distinct(groups, values, n):
     """Return the number of distinct `values` in each of the groups 0 … n-1."""
-    pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
-    return np.bincount(pairs["group"], minlength=n)
+    return pd.Series(values).groupby(groups).nunique().reindex(range(n), fill_value=0).to_numpy()
 
 
 # ---- members of an ensemble, each with one network per fold; detections have member and fold ------------------------
