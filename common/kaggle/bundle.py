@@ -114,10 +114,8 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
             os.rename(out, folder.with_name(EARLIER))  # removed with the temporary folder
         os.rename(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
-    log.info(
-        f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {limit / 1e9:.0f} GB: "
-        f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
-    )
+    parts = f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
+    log.info(f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {limit / 1e9:.0f} GB: {parts}")
     expected = ", ".join(name for name in IMAGE.packages if name in excluded)
     log.info(f"expected in Kaggle's image of {IMAGE.date}: {expected}")
     return about

@@ -205,10 +205,8 @@ def _wait_for_score(slug, row, mark, older, minutes):
         if status == "ERROR":
             set_scores(row, FAILED, "")
             reason = found[0].error_description or "no reason given"
-            raise InputError(
-                f"competition {slug}: Kaggle could not score the submission ({reason}); see "
-                f"https://www.kaggle.com/competitions/{slug}/submissions"
-            )
+            address = f"https://www.kaggle.com/competitions/{slug}/submissions"
+            raise InputError(f"competition {slug}: Kaggle could not score the submission ({reason}); see {address}")
         seconds = time.monotonic() - start
         if seconds + pause > 60 * minutes:
             log.info(f"no score after {seconds / 60:.0f} minutes ({status.lower()}); the same command asks again")

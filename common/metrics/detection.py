@@ -42,7 +42,7 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images; None for those of the truth. InputError for incomplete, contradictory or invalid tables.
+    images: unique ids of all images; None for those of the truth. InputError for incomplete or contradictory tables.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])
