@@ -67,8 +67,7 @@ def search_weights(mixture, parts, n_members, steps=10, also=()):
     for _ in range(steps):
         sums = {part: before + np.eye(n_members, dtype=int) for part, before in counts.items()}
         tried = {part: [tuple((w // np.gcd.reduce(w)).tolist()) for w in many] for part, many in sums.items()}
-        new = (each for many in (*tried.values(), also) for each in many if each not in known)
-        new = list(dict.fromkeys(new))
+        new = list(dict.fromkeys(each for many in (*tried.values(), also) for each in many if each not in known))
         for weights, found in zip(new, mixture.mixed(new), strict=True):
             scores = {part: mixture.score([(found, at)]) for part, at in chosen.items()}
             known[weights] = {part: np.nan_to_num(score, nan=-math.inf) for part, score in scores.items()}

@@ -48,8 +48,7 @@ def pneumothorax(scene, rng, side=None, share=None, darkness=(0.07, 0.11)):
     waves *= np.clip((angle + 1.2) * 3, 0, 1)  # the base stays on the diaphragm
 
     def collapsed(amount):
-        reach = np.exp(-(((angle - peak) / spread) ** 2))
-        return outline - (amount * waves * reach)[:, None] * rays
+        return outline - (amount * waves * np.exp(-(((angle - peak) / spread) ** 2)))[:, None] * rays
 
     def air(amount):
         return lung & (fill(scene.blank(), collapsed(amount)) < 128)

@@ -33,6 +33,7 @@ from common.train.schedule import learning_rate, parameter_groups
 from common.train.variants import finish, read_finished, same_training
 
 CHECK_EVERY = 20  # steps between reading the loss, which waits for the GPU
+COUNTERS = ("epoch", "batch", "loss_sum", "loss_count", "history", "seconds")  # a trainer's fields in last.ckpt
 
 
 def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=None, changed="", **more):
@@ -123,9 +124,7 @@ class _Trainer:
         if state is not None:
             same_training(state["key"], self.key, self.folder, self.changed)
             self.model.load_state_dict(state["model"])
-            self.epoch, self.batch = state["epoch"], state["batch"]
-            self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]
-            self.seconds = state.get("seconds", 0.0)
+            vars(self).update({name: state[name] for name in COUNTERS if name in state})
         self.begin_phase()
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
@@ -147,8 +146,7 @@ class _Trainer:
         self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
             return
-        values = ("key", "epoch", "batch", "loss_sum", "loss_count", "history", "frozen", "seconds")
-        state = {name: getattr(self, name) for name in values}
+        state = {name: getattr(self, name) for name in ("key", "frozen", *COUNTERS)}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         state |= {"ema": self.ema.state if self.ema else {}, "ema_updates": self.ema.updates if self.ema else 0}
         copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
