@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -41,7 +41,8 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                     return
                 if isinstance(number, str):
                     raise Stopped(number)
-                with _beating(trainings[number].folder(run) / LEASE):
+                lease = trainings[number].folder(run) / LEASE
+                with _beating(lease) if processes.is_main() else nullcontext():
                     train(trainings[number])
     finally:  # a signal may have arrived between a claim and its block
         for network in trainings:
@@ -173,7 +174,7 @@ def _is_expired(path):
 
 @contextmanager
 def _beating(path):
-    """In the team's main process, touch the lease until the block ends, then release it."""
+    """Touch the lease until the block ends, then release it."""
     done = threading.Event()
 
     def beat():
@@ -181,9 +182,6 @@ def _beating(path):
             with suppress(OSError):
                 os.utime(path)
 
-    if not processes.is_main():
-        yield
-        return
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
