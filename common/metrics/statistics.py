@@ -173,8 +173,7 @@ def _weighted_auroc(positive, starts, group, weights):
 
 def as_interval(interval):
     """Return an Interval as a dict of estimate, low and high, as in score.json; NaN becomes None."""
-    values = {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-    return {name: None if np.isnan(value) else float(value) for name, value in values.items()}
+    return {name: None if np.isnan(value) else float(value) for name, value in vars(interval).items()}
 
 
 def format_interval(values, digits=4):

@@ -6,7 +6,6 @@ A plain string among fragments becomes an escaped paragraph; `Html`, which the f
 import base64
 import hashlib
 import html
-import math
 import re
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -37,7 +36,7 @@ class Section:
 
 def as_text(value):
     """Return a value as text: `–` for None and NaN, 12,047 for counts, four decimals for scores."""
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, Real) and math.isnan(value)):
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
