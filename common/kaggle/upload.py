@@ -11,7 +11,7 @@ import tyro
 from common.config import file_hash
 from common.errors import InputError, check, log
 from common.kaggle.client import AGAIN, TransientError, connect
-from common.paths import atomic_path, escape_formulas, lock, lock_folder, read_json
+from common.paths import lock, lock_folder, read_json, write_csv
 from common.runs import git_revision
 from common.submit.table import read_table
 
@@ -38,8 +38,7 @@ def _open_log(path=LOG):
         lock(handle, path, "writing", wait=True)
         table = read_log(path)
         yield table
-        with atomic_path(path) as temporary:
-            escape_formulas(table).to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(path, table)
 
 
 def append_row(row, path=LOG):

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.errors import check
 from common.jit import compiled
-from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_rows
+from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_groups, rank_rows
 from common.post.boxes import iou
 
 
@@ -45,9 +45,7 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55):
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
     weights = (weights / weights.max()).astype(np.float64)
-    rows, scores, groups, firsts = group_rows(batch, weights, False)
-    order = rank_rows(scores, groups)
-    rows, scores = rows[order], scores[order]
+    rows, scores, groups, firsts = rank_groups(batch, weights)
     boxes, leaders, starts = _average(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr))
     check(len(starts) != 0, "a box of score 0 has no weighted mean: leave out boxes of score 0")
     scores = scores[leaders].astype(np.float32)

@@ -26,7 +26,7 @@ from common.config import digest
 from common.errors import InputError, check, log
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
-from common.paths import atomic_path
+from common.paths import write_csv
 from common.train import averaging, distributed, passes
 from common.train.checkpoint import load_resume, save_resume, save_weights
 from common.train.schedule import learning_rate, parameter_groups
@@ -304,8 +304,7 @@ class _Trainer:
         if distributed.is_main():
             path = self.epoch_file(self.epoch)
             save_weights(path, self.model.state_dict(), epoch=self.epoch, **figures, **self.origin)
-            with atomic_path(self.folder / "history.csv") as path:
-                pd.DataFrame(self.history).to_csv(path, index=False)
+            write_csv(self.folder / "history.csv", pd.DataFrame(self.history))
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             title = f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}"
             pace = sum(entry["seconds"] for entry in self.history) / len(self.history)
