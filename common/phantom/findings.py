@@ -81,9 +81,9 @@ def _measure_distance(scene, rng, squeeze, inset):
     return reach * (1 + np.float32(0.13) * smooth_noise(rng, size, (8, 16, 30))), lung
 
 
-def _draw_disc(reach, radius, edge=0.35):
-    """Return 1 (float32) within a radius and 0 beyond it, with a soft edge as wide as a share of the radius."""
-    return np.clip((np.float32(radius) - reach) / np.float32(edge * radius) + np.float32(0.5), 0, 1)
+def _draw_disc(reach, radius):
+    """Return 1 (float32) within a radius and 0 beyond it, with a soft edge as wide as 0.35 of the radius."""
+    return np.clip((np.float32(radius) - reach) / np.float32(0.35 * radius) + np.float32(0.5), 0, 1)
 
 
 def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2)):

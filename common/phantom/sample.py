@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from common import paths
+from common import paths, processes
 from common.errors import InputError
 
 NIH_HEADER = (
@@ -53,7 +53,7 @@ def write_sample(folder, solution, version, least, write, **parameters):
 
 def in_threads(function, *columns):
     """Return the results of a function of several columns, in threads: drawing and coding release the lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         return list(pool.map(function, *columns))
 
 
