@@ -41,15 +41,15 @@ def _draw_outline(rgb, mask, colour, thickness):
     cv2.polylines(rgb, corners, True, colour, thickness, cv2.LINE_AA, shift)
 
 
-def box_overlay(image, truth=(), prediction=(), size=384):
+def box_overlay(image, truth=None, prediction=None, size=384):
     """Return the radiograph with labelled boxes, true ones green and thick, predicted ones orange and thin on top.
 
-    Image and result as in `outline_overlay`; truth, prediction: pairs (x_min, y_min, x_max, y_max in its pixels), text.
+    Image and result as in `outline_overlay`; marks: None, or pairs of x_min, y_min, x_max, y_max in its pixels and text.
     """
     return _draw_boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
 
 
-def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
+def heat_overlay(image_and_heat, truth=None, prediction=None, size=384):
     """Return the radiograph overlaid with the colours of a heat map, with boxes as in `box_overlay`.
 
     `image_and_heat`: the image, and the map, real (h, w) in [0, 1], stretched over it: 0 clear, then violet to yellow.
@@ -67,7 +67,7 @@ def _draw_boxes(rgb, shape, truth, prediction, size):
     scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]] * 2)
     thin, labels = max(1, round(size / 256)), []
     for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
-        for box, text in pairs:
+        for box, text in pairs or ():
             x_min, y_min, x_max, y_max = np.round(np.asarray(box, float) * scale).astype(int).tolist()
             cv2.rectangle(rgb, (x_min, y_min), (x_max, y_max), colour, thickness, cv2.LINE_AA)
             labels += [(text, x_min, y_max if below else y_min, below, colour)] if text else []
@@ -105,10 +105,7 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
         for name, colour, place in ((names[0], TRUTH, 1), (names[1], PREDICTION, 2))
         if any(np.any(item[place]) if isinstance(item[place], np.ndarray) else item[place] for item in items)
     )
-    pictures = []
-    for image, truth, prediction, caption in items:
-        marks = {n: mark for n, mark in (("truth", truth), ("prediction", prediction)) if mark is not None}
-        pictures.append(figure(to_jpeg(overlay(image, size=size, **marks)), caption))
+    pictures = [figure(to_jpeg(overlay(image, *marks, size)), caption) for image, *marks, caption in items]
     legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))
 
