@@ -44,7 +44,7 @@ def _draw_outline(rgb, mask, colour, thickness):
 def box_overlay(image, truth=None, prediction=None, size=384):
     """Return the radiograph with labelled boxes, true ones green and thick, predicted ones orange and thin on top.
 
-    Image and result as in `outline_overlay`; marks: None, or pairs of x_min, y_min, x_max, y_max in its pixels and text.
+    Image, result: as in `outline_overlay`; the others: None, or pairs of x_min, y_min, x_max, y_max in pixels and text.
     """
     return _draw_boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
 
