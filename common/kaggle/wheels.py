@@ -6,9 +6,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import zipfile
 from collections import namedtuple
-from email.parser import HeaderParser
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -104,10 +103,8 @@ def _download(folder, python, wanted):
 
 def _read_dependencies(wheel):
     """Return the Requirements in a wheel's metadata."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
-        metadata = HeaderParser().parsestr(archive.read(name).decode())
-    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    (distribution,) = metadata.distributions(path=[str(wheel)])
+    return [Requirement(line) for line in distribution.requires or ()]
 
 
 _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")

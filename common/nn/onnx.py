@@ -2,8 +2,9 @@
 
 import io
 import threading
-import time
+import timeit
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -136,11 +137,8 @@ class Fastest(nn.Module):
                 networks[session.name] = session
             else:
                 said.append(f"{session.name} differs by {found:.1e}")
-        best = dict.fromkeys(networks, float("inf"))
-        for name, network in REPEATS * [*networks.items()]:
-            begun = time.perf_counter()
-            network(images)
-            best[name] = min(best[name], time.perf_counter() - begun)
+        times = {k: timeit.repeat(partial(net, images), number=1, repeat=REPEATS) for k, net in networks.items()}
+        best = {name: min(found) for name, found in times.items()}
         said += [f"{name} {1000 * value / len(images):.1f} ms per image" for name, value in best.items()]
         chosen = min(best, key=best.get)
         log.info(f"{self._title}: {', '.join(said)}; {chosen} is used")
