@@ -13,6 +13,7 @@ from pathlib import Path
 import timm
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -25,6 +26,7 @@ from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
 from common.nn.weights import copy_state, first_line, imagenet_state, read_state
 
+NOT_FINITE = "the network produced NaN or infinity: lower the learning rate or set clip_norm"
 _REFERENCE = 1024  # side in pixels for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
@@ -213,14 +215,12 @@ def _initial_state(kind, name, weights, stride_in_1x1):
 
 def _cast_outputs(head, inputs, output):
     """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation, check that they are finite."""
-    if isinstance(output, dict):
-        return {key: _cast_outputs(head, inputs, value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return type(output)(_cast_outputs(head, inputs, value) for value in output)
-    # torchvision would silently drop such boxes
-    if not head.training and not torch.isfinite(output).all():
-        raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
-    return output.float()
+
+    def cast(values):
+        check(head.training or torch.isfinite(values).all(), NOT_FINITE)  # torchvision would silently drop such boxes
+        return values.float()
+
+    return tree_map_only(torch.Tensor, cast, output)
 
 
 def _cast_anchors(generator, inputs):

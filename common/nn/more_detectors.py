@@ -11,7 +11,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from common.config import check_detector
 from common.errors import InputError, check
 from common.extras import require_extra
-from common.nn.detectors import Detector, load_and_freeze
+from common.nn.detectors import NOT_FINITE, Detector, load_and_freeze
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.weights import first_line
 
@@ -30,8 +30,7 @@ class _Adapted(Detector):
                 return self._losses(images, targets)
             found = []
             for boxes, scores, labels in self._find(images):
-                finite = torch.isfinite(boxes).all() and torch.isfinite(scores).all()
-                check(finite, "the network produced NaN or infinity: lower the learning rate or set clip_norm")
+                check(torch.isfinite(boxes).all() and torch.isfinite(scores).all(), NOT_FINITE)
                 best = scores.argsort(descending=True)[: self.per_image]
                 best = best[scores[best] >= self.score]
                 boxes = clip_boxes_to_image(boxes[best], images.shape[-2:])
