@@ -168,8 +168,7 @@ def silence_pydicom():
     Its settings are restored at the end; the lock prevents threads from restoring each other's.
     """
     logger = logging.getLogger("pydicom")
-    with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with _quiet_lock, warnings.catch_warnings(action="ignore"), pydicom.config.disable_value_validation():
         level = logger.level
         logger.setLevel(logging.CRITICAL + 1)
         try:

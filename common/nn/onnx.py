@@ -29,8 +29,7 @@ def to_onnx(model, images, title="network"):
     how = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about the exporter's own operators
+        with warnings.catch_warnings(action="ignore"):  # warnings about the exporter's own operators
             torch.onnx.export(model, (example,), external_data=False, **how, **names).save(buffer)
     except Exception as error:  # of many kinds, depending on the exporter's failing part
         cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
