@@ -86,7 +86,8 @@ def fetch_wheels(folder, python, requirements, image=IMAGE):
                 missing[name] = missing.get(name, wanted.specifier) & wanted.specifier
         wheels = _download(folder, python, [f"{name}{specifier}" for name, specifier in missing.items()])
         fetched |= dict(parse_wheel_filename(wheel.name)[:2] for wheel in wheels)
-        pending = [need for wheel in wheels for need in _read_dependencies(wheel)]
+        parts = metadata.distributions(path=list(map(str, wheels)))
+        pending = [Requirement(line) for part in parts for line in part.requires or ()]
     return sorted(there - set(fetched))
 
 
@@ -99,12 +100,6 @@ def _download(folder, python, wanted):
         options = ["--no-deps", "--only-binary=:all:", "--python-version", python, *platforms, "-d", temporary]
         _run_python([*pip, *options, *wanted], f"no wheels for Python {python}")
         return [Path(shutil.move(wheel, Path(folder) / wheel.name)) for wheel in sorted(Path(temporary).iterdir())]
-
-
-def _read_dependencies(wheel):
-    """Return the Requirements in a wheel's metadata."""
-    (distribution,) = metadata.distributions(path=[str(wheel)])
-    return [Requirement(line) for line in distribution.requires or ()]
 
 
 _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")
