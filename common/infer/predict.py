@@ -111,7 +111,7 @@ def predict_probs(models, dataset, **how):
     models: networks or other callables from images (B, channels, h, w) uint8 to logits, kept on the device. how: the
     arguments of `_predict_batches`: test-time views, an activation from a model's output to probabilities of any shape
     (B, …) except maps, which views would move, and a title for the progress bar or False. Under torchrun, processes
-    share the work, and all get the result. Raises InputError without rows or models, naming the row for NaN, infinity.
+    share the work, and all get the result. InputError without rows or models, and naming the row for NaN or infinity.
     """
     check(len(dataset), "no rows to predict")
     found, done, indices = np.empty(0, np.float32), 0, _own_indices(dataset, **how)

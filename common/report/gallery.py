@@ -44,7 +44,8 @@ def _draw_outline(rgb, mask, colour, thickness):
 def box_overlay(image, truth=None, prediction=None, size=384):
     """Return the radiograph with labelled boxes, true ones green and thick, predicted ones orange and thin on top.
 
-    Image, result: as in `outline_overlay`; the others: None, or pairs of x_min, y_min, x_max, y_max in pixels and text.
+    `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels, or
+    None. Returns uint8 RGB with the longer side `size` pixels.
     """
     return _draw_boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
 
@@ -52,7 +53,7 @@ def box_overlay(image, truth=None, prediction=None, size=384):
 def heat_overlay(image_and_heat, truth=None, prediction=None, size=384):
     """Return the radiograph overlaid with the colours of a heat map, with boxes as in `box_overlay`.
 
-    `image_and_heat`: the image, and the map, real (h, w) in [0, 1], stretched over it: 0 clear, then violet to yellow.
+    `image_and_heat`: uint8 (H, W), and a map, real (h, w) in [0, 1], stretched over it: 0 clear, then violet to yellow.
     """
     image, heat = image_and_heat
     rgb = outline_overlay(image, size=size)
