@@ -31,7 +31,7 @@ from common.budget import Budget
 from common.compare import comparison_tools
 from common.data.folds import make_folds, shared_groups
 from common.data.loaders import EpochSampler, FeatureDataset, make_loader
-from common.data.store import RECORD, to_square
+from common.data.store import HEADER, RECORD, to_square
 from common.images import open_images, prepare_images
 from common.job import Job
 from common.metrics.calibration import nested_counts
@@ -108,7 +108,7 @@ def undecoded(target, todo, workers):
     films = np.stack([to_square(phantom.draw(seed, 256).image, target.size) for seed in range(FILMS)])
     rng, record = np.random.default_rng(0), dict.fromkeys(RECORD) | {"width": 1024, "height": 1024, "colour": 0.0}
     with open(target.path, "r+b") as file:
-        file.seek(target.offset)
+        file.seek(HEADER)
         for start in range(0, len(todo), BLOCK):
             rows = np.array([row for row, _ in todo[start : start + BLOCK]])
             noise = rng.integers(0, 64, (len(rows), target.size, target.size), np.uint8)

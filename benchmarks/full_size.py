@@ -36,7 +36,7 @@ from benchmarks.meter import Meter
 from benchmarks.tables import label_table
 from common import phantom
 from common.cli import VERBS
-from common.data.store import RECORD, to_square
+from common.data.store import HEADER, RECORD, to_square
 from solutions.__main__ import main as solutions_main
 from solutions.vinbigdata.config import CLASSES, NO_FINDING, NOTHING
 from tests.running import VARYING, hash_files
@@ -125,7 +125,7 @@ def undecoded(target, todo, workers):
     with open(target.path, "r+b") as file:
         for start in range(0, len(todo), BLOCK):
             for row, _ in todo[start : start + BLOCK]:
-                file.seek(target.offset + row * target.size**2)
+                file.seek(HEADER + row * target.size**2)
                 file.write(films[row % FILMS] + np.uint8(row * 37 % 64))
             file.flush()
             for row, _ in todo[start : start + BLOCK]:

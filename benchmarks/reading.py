@@ -21,7 +21,7 @@ from pydicom.uid import JPEG2000, ExplicitVRLittleEndian, JPEG2000Lossless, JPEG
 from benchmarks.tables import real_data
 from common.data.dicom import _read_dicom, read_image, read_image_and_header
 from common.data.jpeg import decode_halved
-from common.data.store import Target, decode_all, to_square
+from common.data.store import HEADER, Target, decode_all, to_square
 
 
 def write_dicom(path, pixels, bits_stored, stream=None, **elements):
@@ -122,10 +122,10 @@ def compare_halved(name, paths, side):
 
 def images_per_second(paths, folder, workers, size=512):
     """Return images/s from the first finished image to the last, so that starting processes does not count."""
-    target = Target(str(folder / "images"), 0, size)
-    Path(target.path).write_bytes(bytes(len(paths) * size * size))
+    target = Target(str(folder / "images"), size)
+    Path(target.path).write_bytes(bytes(HEADER + len(paths) * size * size))
     times = [time.perf_counter() for _ in decode_all(target, list(enumerate(map(str, paths))), workers)]
-    pixels = np.fromfile(target.path, np.uint8).reshape(-1, size, size)
+    pixels = np.fromfile(target.path, np.uint8, offset=HEADER).reshape(-1, size, size)
     np.testing.assert_array_equal(pixels[-1], to_square(read_image(paths[-1]), size))
     return (len(times) - 1) / (times[-1] - times[0])
 

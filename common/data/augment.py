@@ -136,9 +136,6 @@ class Warp(A.DualTransform):
         out = cv2.warpPerspective(img, matrix, side, flags=cv2.INTER_LINEAR, borderMode=self.border)
         return out.reshape(side + img.shape[2:])
 
-    def apply_to_mask(self, mask, matrix, **params):
-        return self.apply(mask, matrix)
-
 
 def _normalise_pixels(height, width):
     """Return the matrix from pixel indices to coordinates of −1 to 1 over the image."""
@@ -168,8 +165,7 @@ def jitter(random, p, limit):
 class Lighting(A.ImageOnlyTransform):
     """Change brightness and contrast like fastai, by adding to and multiplying the logit of the grey level.
 
-    Each is applied with probability `p`. brightness b: shift by at most the logit of 0.5 ± b/2; contrast c: factor
-    from 1 − c to 1 / (1 − c).
+    Each with probability p. brightness b: shift up to the logit of 0.5 ± b/2; contrast c: factor 1 − c to 1 / (1 − c).
     """
 
     def __init__(self, brightness=0.2, contrast=0.2, p=0.75):

@@ -14,8 +14,7 @@ from common.data.augment import A, DiffusedNoise
 def compose(transforms):
     """Return the pipeline of `transforms` for images with boxes.
 
-    Boxes are clipped at the border, and dropped if a step leaves less than 0.3 of their area (our choice) or a side of
-    less than one pixel.
+    Boxes are clipped at the border, and dropped if a step leaves < 0.3 of the area (our choice) or a side < 1 pixel.
     """
     boxes = A.BboxParams("pascal_voc", ["labels"], min_visibility=0.3, min_width=1, min_height=1, clip=True)
     return A.Compose(transforms, bbox_params=boxes)

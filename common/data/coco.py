@@ -91,8 +91,7 @@ def box_fields(box):
 def to_coco(images, classes, found):
     """Return the content of a COCO file for images (rows of a run's table) and `found`: (image, class, fields)."""
     pictures = [
-        {"id": k, "file_name": row.file if hasattr(row, "file") else row.image_id}
-        | {"width": int(row.width), "height": int(row.height)}
+        {"id": k, "file_name": getattr(row, "file", row.image_id), "width": int(row.width), "height": int(row.height)}
         for k, row in enumerate(images.itertuples(), start=1)
     ]
     annotations = [

@@ -78,17 +78,15 @@ def read_image_and_header(path, side=0):
 
 
 def read_header(path):
-    """Return an image file's header as a dict, without decoding the pixels.
+    """Return an image file's header as a dict, without decoding the pixels. Raises InputError naming the file.
 
     Keys: width, height (pixels); patient_id, patient_sex, view_position, modality, photometric, transfer_syntax (name)
-    as str, empty if unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size. Raises
-    InputError naming the file.
+    as str, empty if unknown; patient_age in whole years or None. PNG, JPEG and raw files have only the size.
     """
     with _name_errors(path):
         if not _is_dicom(path):
-            if _is_jsrt(path):
-                return _make_header((_JSRT_SIDE, _JSRT_SIDE), {})
-            return _make_header(_read_size(Path(path).read_bytes(), path), {})
+            size = (_JSRT_SIDE, _JSRT_SIDE) if _is_jsrt(path) else _read_size(Path(path).read_bytes(), path)
+            return _make_header(size, {})
         with silence_pydicom():
             values = _read_values(_load(path, stop_before_pixels=True), path)
         return _make_header((values["height"], values["width"]), values)
@@ -101,10 +99,7 @@ def parse_age(text):
 
 
 def _read_dicom(path, side=0):
-    """Return stored values, header values and the pydicom dataset.
-
-    The values are pydicom's `pixel_array`, (H, W) or (H, W, 3), signed or not, of 8 or 16 bits.
-    """
+    """Return stored values, integers (H, W) or (H, W, 3) of 8 or 16 bits, header values and the pydicom dataset."""
     with silence_pydicom():
         dataset = _load(path)
         values = _read_values(dataset, path)
@@ -241,8 +236,7 @@ def _read_values(dataset, path):
 
 
 def _make_header(shape, values):
-    header = {"width": shape[1], "height": shape[0]}
-    header |= {name: values.get(name, "") for name in _HEADER_TAGS}
+    header = {"width": shape[1], "height": shape[0], **{name: values.get(name, "") for name in _HEADER_TAGS}}
     header["patient_age"] = parse_age(header["patient_age"])
     header["transfer_syntax"] = uid.UID(values.get("transfer_syntax", "")).name
     return header

@@ -86,15 +86,13 @@ def _drop_unusable(dataset, problems):
 
 
 def _list_mappings(dataset):
-    """Return (name, function of stored values) pairs, the best mapping first; none for a missing mapping."""
+    """Yield (name, function of stored values) pairs, the best mapping first; none for a missing mapping."""
     rescaled = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)) != (1, 0)
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    mappings = []
     if windowed or dataset.get("VOILUTSequence"):
-        mappings.append(("window", lambda stored: apply_voi_lut(apply_modality_lut(stored, dataset), dataset)))
+        yield "window", lambda stored: apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
     if rescaled or dataset.get("ModalityLUTSequence"):
-        mappings.append(("rescaling", lambda stored: apply_modality_lut(stored, dataset)))
-    return mappings
+        yield "rescaling", lambda stored: apply_modality_lut(stored, dataset)
 
 
 def _stretch(pixels, inverted, padding, mapping=None):
@@ -170,8 +168,7 @@ def silence_pydicom():
     Its settings are restored at the end; the lock prevents threads from restoring each other's.
     """
     logger = logging.getLogger("pydicom")
-    with _quiet_lock, warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with _quiet_lock, warnings.catch_warnings(action="ignore"), pydicom.config.disable_value_validation():
         level = logger.level
         logger.setLevel(logging.CRITICAL + 1)
         try:

@@ -58,11 +58,10 @@ def decode(path, halvings=0):
         answer = process.stdout.readline() if ready else b""
         if not ready:
             raise ValueError(f"decoding takes more than {SECONDS} s")
-        if not answer:
-            raise ValueError(f"the decoder crashed, with status {process.wait()}")
-        about = json.loads(answer)
+        about = json.loads(answer or "{}")
         pixels = np.empty(about.get("shape", 0), about.get("dtype", "u1"))
-        process.stdout.readinto(pixels.reshape(-1).view("u1"))
+        if not answer or process.stdout.readinto(pixels.reshape(-1).view("u1")) != pixels.nbytes:
+            raise ValueError(f"the decoder crashed, with status {process.wait()}")
     except BaseException:
         process.kill()
         process.communicate()
@@ -76,9 +75,8 @@ def decode(path, halvings=0):
 def _start():
     code = f"import sys; sys.path[:] = {sys.path!r}; from common.data.guard import serve; serve()"
     # in its own session, so that Ctrl-C does not end it; the parent does, by closing its input
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], **pipes, start_new_session=True)
 
 
 def serve():

@@ -202,8 +202,7 @@ def _resize(image, size):
 
 
 def _to_tensor(plane):
-    plane = plane[None] if plane.ndim == 2 else plane.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(plane))
+    return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(plane).transpose(2, 0, 1)))
 
 
 def _use_one_thread(_worker):

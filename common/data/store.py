@@ -49,8 +49,7 @@ class Store:
     Table columns: image_id, row (index into images), width, height (pixels of the original), colour (float, share of
     coloured pixels, above `common.data.dicom.COLOUR_LIMIT` for colour pictures, NaN for a placeholder), content
     (`hash_pixels` of the stored image), ok (False for a placeholder), and patient_id, patient_sex, view_position (empty
-    if unknown, as is content of a placeholder), patient_age (years, Int64 or NA), note (unusable elements that were
-    ignored, mostly empty).
+    if unknown, as is content of a placeholder), patient_age (years, Int64 or NA), note (ignored unusable elements).
     """
 
     images: np.ndarray
@@ -116,7 +115,8 @@ def prepare_store(
     shape = (len(ids), size, size)
     partial = folder.with_name(folder.name + ".partial")
     with _name_full_disk(folder, len(ids) * size * size), lock_folder(partial, "preparing this store"):
-        target = Target(str(partial / "images.npy"), _allocate(partial / "images.npy", shape), size, halve)
+        _allocate(partial / "images.npy", shape)
+        target = Target(str(partial / "images.npy"), size, halve)
         done = _read_journal(partial / "journal", _hash_json([*kind, ids]), stamps)
         if done:
             print(f"{folder}: continuing, {len(done)} of {len(ids)} images are done")
@@ -189,14 +189,13 @@ def _read_journal(path, layout, stamps):
 
 
 def _allocate(path, shape):
-    """Create the array file unless an earlier run did; return the pixels' offset."""
+    """Create the array file unless an earlier run did."""
     size = int(np.prod(shape, dtype=np.int64))
     if not path.exists() or path.stat().st_size != HEADER + size:
         path.with_name("journal").unlink(missing_ok=True)
         if size > shutil.disk_usage(path.parent).free:
             raise OSError(errno.ENOSPC, "disk full")
         np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    return HEADER
 
 
 def _finish(partial, folder, ids, records, key, shape):
@@ -257,10 +256,9 @@ def _name_full_disk(folder, needed):
 
 @dataclass(frozen=True)
 class Target:
-    """The array file for the pixels, the byte offset of its first row, the images' side, and `halve`."""
+    """The array file for the pixels, the images' side, and `halve`."""
 
     path: str
-    offset: int
     size: int
     halve: bool = False
 
@@ -285,13 +283,11 @@ def decode_all(target, todo, workers):
             for item in todo:
                 yield _decode_row(file, target, item)
         return
-    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
     context = multiprocessing.get_context("forkserver")  # a fork could inherit a lock held by a thread
     context.set_forkserver_preload(["__main__", __name__])  # imported once, not in every process
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(target,))
     try:
-        for done in executor.map(_decode_chunk, chunks):
-            yield from done
+        yield from executor.map(_decode_in_worker, todo, chunksize=_CHUNK)
     except BrokenProcessPool:
         raise InputError(f"{target.path}: a worker process died (out of memory?); run again to continue") from None
     finally:
@@ -321,8 +317,8 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _decode_chunk(chunk):
-    return [_decode_row(_worker["file"], _worker["target"], item) for item in chunk]
+def _decode_in_worker(item):
+    return _decode_row(_worker["file"], _worker["target"], item)
 
 
 def _decode_row(file, target, item):
@@ -339,6 +335,6 @@ def _decode_row(file, target, item):
 
 def _write_row(file, target, row, image):
     # written, not memory-mapped: on a full disk, a write raises an error, but a mapping kills the process
-    file.seek(target.offset + row * target.size**2)
+    file.seek(HEADER + row * target.size**2)
     file.write(np.ascontiguousarray(image).data)
     file.flush()

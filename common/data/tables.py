@@ -95,8 +95,7 @@ def read_list(path, suffixes=IMAGES, known=()):
 
     The file is a CSV with or without a header, has one name per line, or is one of CheXNet's lists (a name and 14
     numbers, separated by blanks). The first row is an image and not a header if its name has a digit or one of the
-    `suffixes`, or is among the ids `known`; its index is then -1. Raises InputError like `read_table`, and for a file
-    without rows.
+    `suffixes`, or is among the ids `known`; its index is then -1. Raises InputError like `read_table` and without rows.
     """
     rows = {number: row for number, row in enumerate(read_rows(path), -1) if any(row)}
     if all(len(row) == 1 and _CHEXNET.fullmatch(row[0]) for row in rows.values()):

@@ -18,6 +18,7 @@ from common.data.loaders import eval_loader
 from common.data.store import to_square
 from common.errors import log
 from common.infer.predict import write_masks
+from common.metrics.statistics import share_below
 from common.post.fusion import FusionRule, join_members, own_boxes
 from common.post.regions import resize_mask_probs
 from common.post.rle import paint
@@ -66,8 +67,7 @@ def search_weights(mixture, parts, n_members, steps=10, also=()):
     for _ in range(steps):
         sums = {part: before + np.eye(n_members, dtype=int) for part, before in counts.items()}
         tried = {part: [tuple((w // np.gcd.reduce(w)).tolist()) for w in many] for part, many in sums.items()}
-        new = (each for many in (*tried.values(), also) for each in many if each not in known)
-        new = list(dict.fromkeys(new))
+        new = list(dict.fromkeys(each for many in (*tried.values(), also) for each in many if each not in known))
         for weights, found in zip(new, mixture.mixed(new), strict=True):
             scores = {part: mixture.score([(found, at)]) for part, at in chosen.items()}
             known[weights] = {part: np.nan_to_num(score, nan=-math.inf) for part, score in scores.items()}
@@ -138,11 +138,7 @@ def mix_tables(tables, shares):
 
 def to_ranks(table, reference):
     """Return a table with each value replaced by the share of the reference's values below it; ties count half."""
-    ranks = {}
-    for name in value_columns(table):
-        known = np.sort(reference[name].to_numpy())
-        ranks[name] = sum(np.searchsorted(known, table[name], side) for side in ("left", "right")) / (2 * len(known))
-    return table.assign(**ranks)
+    return table.assign(**{name: share_below(table[name], reference[name]) for name in value_columns(table)})
 
 
 @dataclass(frozen=True)

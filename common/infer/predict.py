@@ -28,22 +28,21 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
     probability p is stored as p × 255, halves rounded up.
     """
     shape, present = dataset.size if channels == 1 else (channels, *dataset.size), []
-    share = _share(dataset, **how)
+    indices = _own_indices(dataset, **how)
 
     def blocks():
-        for probs, *more in _predict_batches(models, dataset, share, in_bytes=True, **how):
+        for probs, *more in _predict_batches(models, dataset, indices, in_bytes=True, **how):
             for part in more:
                 present.extend(part[:, 0].tolist())
-            if probs.shape[1:] != (channels, *dataset.size):
-                found = tuple(probs.shape[1:])
-                raise InputError(f"masks {found} from the network: expected {(channels, *dataset.size)}")
+            found, wanted = tuple(probs.shape[1:]), (channels, *dataset.size)
+            check(found == wanted, f"masks {found} from the network: expected {wanted}")
             yield probs.numpy().reshape(-1, *shape)
 
     if processes.world() == 1:
         masks = write_masks(out_path, (len(dataset), *shape), blocks())
     else:  # each process writes a part, and the main process joins them
         own = Path(out_path).with_name(f"{Path(out_path).stem}.{processes.rank()}{Path(out_path).suffix}")
-        write_masks(own, (len(share), *shape), blocks())
+        write_masks(own, (len(indices), *shape), blocks())
         parts = processes.gather(own)
         processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)).shape)  # not the file
         present = [value for part in processes.gather(present) for value in part]
@@ -51,7 +50,7 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
     return (masks, np.array(present, np.float32)) if present else masks
 
 
-def _share(dataset, batch_size=BATCH, **how):
+def _own_indices(dataset, batch_size=BATCH, **how):
     """Return the indices that this process predicts, in whole batches, so the number of processes has no effect."""
     return range(len(dataset))[share(len(dataset), batch_size)]
 
@@ -96,15 +95,13 @@ def _write_compressed(path, shape, blocks):
     how = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     parts = {"chunks": (1, *shape[1:]), "blocks": (*[1] * (len(shape) - 2), *shape[-2:])}
     file = blosc2.empty(shape, np.uint8, urlpath=str(path), contiguous=True, mode="w", cparams=how, **parts)
-    done, written = 0, None
     with ThreadPoolExecutor(1) as writer:  # compresses a block while the next one is predicted
+        done, written = 0, writer.submit(int)  # nothing yet
         for block in blocks:
-            if written is not None:
-                written.result()
+            written.result()
             written = writer.submit(_write_block, file, done, np.ascontiguousarray(block))
             done += len(block)
-        if written is not None:
-            written.result()
+        written.result()
     check(done == shape[0], f"{path}: {done} maps instead of {shape[0]}")
 
 
@@ -118,18 +115,17 @@ def _write_block(file, start, block):
 def predict_probs(models, dataset, **how):
     """Return probabilities float32 (n, …) of a Dataset of (image uint8 (channels, h, w), store row).
 
-    models: networks or other callables from images (B, channels, h, w) uint8 to logits, all kept on the device. how:
-    the arguments of `_predict_batches`: test-time views, an activation from a model's output to probabilities of any
-    shape (B, …) except maps, which views would move, and a title for the progress bar or False. Under torchrun, each
-    process predicts a share, and all get the whole result. Raises InputError without rows or models, and naming the row
-    for NaN or infinity.
+    models: networks or other callables from images (B, channels, h, w) uint8 to logits, kept on the device. how: the
+    arguments of `_predict_batches`: test-time views, an activation from a model's output to probabilities of any shape
+    (B, …) except maps, which views would move, and a title for the progress bar or False. Under torchrun, processes
+    share the work, and all get the result. InputError without rows or models, and naming the row for NaN or infinity.
     """
     check(len(dataset), "no rows to predict")
-    found, done, share = np.empty(0, np.float32), 0, _share(dataset, **how)
-    for (probs,) in _predict_batches(models, dataset, share, **how):
+    found, done, indices = np.empty(0, np.float32), 0, _own_indices(dataset, **how)
+    for (probs,) in _predict_batches(models, dataset, indices, **how):
         probs = probs.numpy()
         if not done:  # one array from the start: joining a list would need twice the memory
-            found = np.empty((len(share), *probs.shape[1:]), probs.dtype)
+            found = np.empty((len(indices), *probs.shape[1:]), probs.dtype)
         found[done : done + len(probs)] = probs
         done += len(probs)
     return join(found)
@@ -161,7 +157,7 @@ def _predict_batches(
         if isinstance(model, torch.nn.Module):
             model.to(device, memory_format=torch.channels_last).eval()
     loader = eval_loader(dataset, batch_size, workers, indices, pin_memory=device.type == "cuda")
-    quiet, before = not progress or not processes.is_main(), None
+    quiet, pending = not progress or not processes.is_main(), []
     with tqdm(total=len(indices), desc=progress or None, disable=quiet, leave=False) as bar:
         for images, rows in loader:
             images = images.to(device, non_blocking=True)
@@ -176,12 +172,11 @@ def _predict_batches(
             if device.type == "cuda":
                 done = torch.cuda.Event()
                 done.record()
-            if before is not None:
-                yield _checked(*before)
-            before = copies, done, rows
+            pending.append((copies, done, rows))
             bar.update(len(images))
-        if before is not None:
-            yield _checked(*before)
+            if len(pending) > 1:
+                yield _checked(*pending.pop(0))
+        yield from (_checked(*each) for each in pending)
 
 
 def _checked(copies, done, rows):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from common.paths import competition_file
@@ -36,8 +37,7 @@ def tool_names(source):
     """Return a line of help for each Kaggle tool of a solution with this Source, by name; {} for None."""
     if source is None:
         return {}
-    left_out = {"competition": (), "dataset": ("upload",), "none": ("upload",)}[source.kind]
-    return {name: line for name, line in TOOLS.items() if name not in left_out}
+    return {name: line for name, line in TOOLS.items() if name != "upload" or source.kind == "competition"}
 
 
 def load_tools(solution, source, presets=()):
@@ -46,9 +46,5 @@ def load_tools(solution, source, presets=()):
     from common.kaggle.notebook import notebook_tool
     from common.kaggle.upload import upload_tool
 
-    tools = {
-        "download": download_tool(solution, source),
-        "upload": upload_tool(solution, source),
-        "notebook": notebook_tool(solution, source, presets),
-    }
-    return {name: tools[name] for name in tool_names(source)}
+    makers = {"download": download_tool, "upload": upload_tool, "notebook": partial(notebook_tool, presets=presets)}
+    return {name: makers[name](solution, source) for name in tool_names(source)}

@@ -105,15 +105,17 @@ def write_bundle(runs, out, export, python=IMAGE.python, dataset=None):
         metadata = {"title": title, "id": dataset or DATASET, "licenses": [{"name": "other"}]}
         write_json(folder / METADATA, metadata)  # not listed: Kaggle does not keep it in the dataset
         limit = OUTPUT_LIMIT if str(out).startswith("/kaggle/working") else DATASET_LIMIT
-        size = _check_size(folder, limit)
+        size, largest = sum(file["bytes"] for file in files.values()), max(files, key=lambda name: files[name]["bytes"])
+        if size > limit:
+            found = f"the largest file is {largest}, {files[largest]['bytes'] / 1e9:.2f} GB"
+            taken = f"the bundle has {size / 1e9:.2f} GB, Kaggle takes {limit / 1e9:g} GB"
+            raise InputError(f"{taken}: bundle fewer runs; {found}")
         if out.exists():
             os.rename(out, folder.with_name(EARLIER))  # removed with the temporary folder
         os.rename(folder, out)
     wheels = sum(name.endswith(".whl") for name in files)
-    log.info(
-        f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {limit / 1e9:.0f} GB: "
-        f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
-    )
+    parts = f"{wheels} wheels for Python {python}, {len(content)} run{'s' * (len(content) != 1)}"
+    log.info(f"{out}: {len(files) + 2} files, {size / 1e6:.1f} MB of {limit / 1e9:.0f} GB: {parts}")
     expected = ", ".join(name for name in IMAGE.packages if name in excluded)
     log.info(f"expected in Kaggle's image of {IMAGE.date}: {expected}")
     return about
@@ -168,17 +170,6 @@ def _add_run(run, name, folder, export):
         shutil.copyfile(source / part, folder / flat)
     shutil.rmtree(folder.with_name(EXPORT), ignore_errors=True)
     return {"solution": trained.solution, "preset": trained.preset, "score": about.get("score"), "files": files}
-
-
-def _check_size(folder, limit):
-    """Return the size of a folder's files in bytes; raise InputError if it exceeds `limit`."""
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    size, largest = sum(sizes.values()), max(sizes, key=sizes.get)
-    if size > limit:
-        found = f"the largest file is {largest}, {sizes[largest] / 1e9:.2f} GB"
-        taken = f"the bundle has {size / 1e9:.2f} GB, Kaggle takes {limit / 1e9:g} GB"
-        raise InputError(f"{taken}: bundle fewer runs; {found}")
-    return size
 
 
 def upload_bundle(folder, dataset):

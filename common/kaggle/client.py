@@ -180,8 +180,7 @@ def explain(error, target, secrets=()):
     from requests import RequestException  # late: it comes with the client
 
     kind, _, slug = target.partition(" ")
-    response = getattr(error, "response", None)
-    status = 0 if response is None else response.status_code
+    status = getattr(getattr(error, "response", None), "status_code", 0)
     reason = " ".join(scrub(str(error), secrets).split())[:300] or type(error).__name__
     if status == 401:
         places = _secure_credentials(_client_class().config)

@@ -48,8 +48,7 @@ def format_log(table):
     some, cv = table.copy(), pd.to_numeric(table["cv"], errors="coerce")
     interval = " [" + table["cv_low"].map(short) + ", " + table["cv_high"].map(short) + "]"
     some["cv"] = np.where(cv.isna(), "–", table["cv"].map(short) + np.where(table["cv_low"] == "", "", interval))
-    for name in ("public", "private"):
-        some[name] = table[name].replace("", "–")
+    some[["public", "private"]] = table[["public", "private"]].replace("", "–")
     some["sha256"] = table["sha256"].str[:8]
     return some.drop(columns=["cv_low", "cv_high"])
 

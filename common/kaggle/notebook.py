@@ -200,9 +200,6 @@ def push_notebook(folder):
         answer = api.kernels_push(str(folder))
         check(not answer.error, f"{target}: refused: {answer.error}")
         lost = [*answer.invalid_dataset_sources, *answer.invalid_competition_sources, *answer.invalid_kernel_sources]
-        if lost:
-            raise InputError(
-                f"{target}: pushed without its inputs {', '.join(lost)}; check their names, whether they are "
-                "ready, and whether the rules are accepted"
-            )
+        remedy = "check their names, whether they are ready, and whether the rules are accepted"
+        check(not lost, f"{target}: pushed without its inputs {', '.join(lost)}; {remedy}")
     log.info(f"{target}: version {answer.version_number} pushed; progress at {answer.url}")

@@ -3,7 +3,6 @@
 Every attempt of Python code to open an internet socket is refused and recorded.
 """
 
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from common.errors import InputError, log
 from common.kaggle.bundle import DATASET, write_bundle
 from common.kaggle.notebook import IMAGES, INFERENCE, write_inference_notebook
 from common.kaggle.wheels import IMAGE
+from common.paths import write_json
 
 JUPYTER = ("ipykernel", "pip", "psutil")  # packages that the image has as well
 CLOSED = """
@@ -133,8 +133,7 @@ def execute(notebook, python, folder, inputs, more=()):
     spec = folder / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
-    (spec / "kernel.json").write_text(json.dumps(kernel))
+    write_json(spec / "kernel.json", {"argv": command, "display_name": "Python 3", "language": "python"})
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "TMPDIR")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {
         "KAGGLE_INPUT": str(inputs),

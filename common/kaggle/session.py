@@ -9,14 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cv2
-
 from common.data.dicom import read_image
+from common.data.store import to_square
 from common.errors import STOPPED, InputError, check, log
 from common.kaggle.bundle import OUTPUT_LIMIT, RESERVE, read_listing
 from common.paths import KAGGLE_INPUT, list_images, name_images, read_json
-from common.post.boxes import BOX
-from common.report.gallery import MOST_BOXES, box_overlay, gallery, outline_overlay
+from common.report.gallery import box_overlay, gallery, label_boxes, outline_overlay
 
 WORKING = Path(os.environ.get("KAGGLE_WORKING", "/kaggle/working"))
 SAVING = 1 / 12  # hours that Kaggle has to save the output
@@ -42,9 +40,7 @@ def read_images(source, ids, size=None, markers=None, folder=None):
     folder = folder or source.find_file(names=markers).parent
     files = name_images(list_images(folder), folder)
     images = {image_id: read_image(files[image_id]) for image_id in ids}
-    if size is not None:
-        images = {name: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for name, image in images.items()}
-    return images
+    return images if size is None else {name: to_square(image, size) for name, image in images.items()}
 
 
 def display_gallery(items, overlay=outline_overlay):
@@ -59,12 +55,10 @@ def display_boxes(source, found, names, count=4, size=None, folder=None):
 
     names: of the classes; source, size and folder as in `read_images`.
     """
-    groups = dict(list(found.sort_values("score", ascending=False).groupby("image_id", sort=False)))
-    images, items = read_images(source, list(groups)[:count], size, folder=folder), []
-    for image_id, image in images.items():
-        best = groups[image_id][:MOST_BOXES]
-        texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]
-        items.append((image, None, list(zip(best[BOX].to_numpy(), texts, strict=True)), f"{image_id}: {texts[0]}"))
+    best, items = found.groupby("image_id")["score"].max().nlargest(count).index, []
+    for image_id, image in read_images(source, best, size, folder=folder).items():
+        boxes = label_boxes(found[found["image_id"] == image_id], names)
+        items.append((image, None, boxes, f"{image_id}: {boxes[0][1]}"))
     display_gallery(items, box_overlay)
 
 

@@ -102,19 +102,16 @@ def _check_entries(source, archive, prefix, done):
     files, names, folders = [entry for entry in entries if not entry.filename.endswith("/")], set(), set()
     for entry in entries:
         name, kind = prefix + entry.filename.removesuffix("/"), stat.S_IFMT(entry.external_attr >> 16)
-        parts, is_folder, problem = name.split("/"), entry.filename.endswith("/"), None
+        parts, is_folder = name.split("/"), entry.filename.endswith("/")
         odd = any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-        if odd or len(parts) > MAX_DEPTH or _BAD_NAME.search(entry.orig_filename):
-            problem = "would not stay in the folder"
-        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            problem = "is a link or a device, not a file"
-        elif entry.flag_bits & 1:
-            problem = "is encrypted"
-        elif entry.compress_type not in METHODS:
-            problem = f"is compressed by method {entry.compress_type}"
-        elif not is_folder and (name in names or name in done.files):
-            problem = "occurs twice or is the archive itself"
-        if problem:
+        problems = {
+            "would not stay in the folder": odd or len(parts) > MAX_DEPTH or _BAD_NAME.search(entry.orig_filename),
+            "is a link or a device, not a file": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "is encrypted": entry.flag_bits & 1,
+            f"is compressed by method {entry.compress_type}": entry.compress_type not in METHODS,
+            "occurs twice or is the archive itself": not is_folder and (name in names or name in done.files),
+        }
+        for problem in (text for text, holds in problems.items() if holds):
             raise UnsafeArchive(f"{archive}: {name[:80]!r} {problem}; nothing is unpacked")
         if not is_folder:
             names.add(name)

@@ -11,7 +11,7 @@ import tyro
 from common.config import file_hash
 from common.errors import InputError, check, log
 from common.kaggle.client import AGAIN, TransientError, connect
-from common.paths import atomic_path, escape_formulas, lock, lock_folder, read_json
+from common.paths import lock, lock_folder, read_json, write_csv
 from common.runs import git_revision
 from common.submit.table import read_table
 
@@ -38,8 +38,7 @@ def _open_log(path=LOG):
         lock(handle, path, "writing", wait=True)
         table = read_log(path)
         yield table
-        with atomic_path(path) as temporary:
-            escape_formulas(table).to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(path, table)
 
 
 def append_row(row, path=LOG):
@@ -139,11 +138,9 @@ def send(slug, submission, row, wait, again=False):
         if len(before) and not again:
             row = before.iloc[-1].to_dict()
             if row["public"]:
-                scores = f"public {row['public']}, private {row['private'] or '–'}"
-                raise InputError(
-                    f"{submission}: was uploaded on {row['date']} ({row['message']}; {scores}); "
-                    "--again uploads it once more"
-                )
+                scores = f"{row['message']}; public {row['public']}, private {row['private'] or '–'}"
+                sent = f"{submission}: was uploaded on {row['date']} ({scores})"
+                raise InputError(f"{sent}; --again uploads it once more")
             log.info(f"{submission}: was uploaded on {row['date']}; asking for its score")
         else:
             older = _submit(slug, submission, f"{row['message']} {mark}", mark, again)
@@ -169,8 +166,7 @@ def _submit(slug, submission, description, mark, again):
         problem = error
     else:
         with contextlib.suppress(InputError), connect(f"competition {slug}") as api:  # for information only
-            limits = api.competition_get_submission_limits(slug)
-            log.info(f"{limits.num_allowed_now} submissions remaining today")
+            log.info(f"{api.competition_get_submission_limits(slug).num_allowed_now} submissions remaining today")
         return older
     ends = time.monotonic() + (ARRIVAL if isinstance(problem, TransientError) else 0)
     while True:  # the file may have arrived even if the response was lost
@@ -208,10 +204,8 @@ def _wait_for_score(slug, row, mark, older, minutes):
         if status == "ERROR":
             set_scores(row, FAILED, "")
             reason = found[0].error_description or "no reason given"
-            raise InputError(
-                f"competition {slug}: Kaggle could not score the submission ({reason}); see "
-                f"https://www.kaggle.com/competitions/{slug}/submissions"
-            )
+            address = f"https://www.kaggle.com/competitions/{slug}/submissions"
+            raise InputError(f"competition {slug}: Kaggle could not score the submission ({reason}); see {address}")
         seconds = time.monotonic() - start
         if seconds + pause > 60 * minutes:
             log.info(f"no score after {seconds / 60:.0f} minutes ({status.lower()}); the same command asks again")

@@ -6,9 +6,8 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import zipfile
 from collections import namedtuple
-from email.parser import HeaderParser
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -87,7 +86,8 @@ def fetch_wheels(folder, python, requirements, image=IMAGE):
                 missing[name] = missing.get(name, wanted.specifier) & wanted.specifier
         wheels = _download(folder, python, [f"{name}{specifier}" for name, specifier in missing.items()])
         fetched |= dict(parse_wheel_filename(wheel.name)[:2] for wheel in wheels)
-        pending = [need for wheel in wheels for need in _read_dependencies(wheel)]
+        parts = metadata.distributions(path=list(map(str, wheels)))
+        pending = [Requirement(line) for part in parts for line in part.requires or ()]
     return sorted(there - set(fetched))
 
 
@@ -102,22 +102,13 @@ def _download(folder, python, wanted):
         return [Path(shutil.move(wheel, Path(folder) / wheel.name)) for wheel in sorted(Path(temporary).iterdir())]
 
 
-def _read_dependencies(wheel):
-    """Return the Requirements in a wheel's metadata."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
-        metadata = HeaderParser().parsestr(archive.read(name).decode())
-    return [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-
-
 _UNREACHABLE = ("NewConnectionError", "Failed to establish", "ProxyError", "NameResolution", "ReadTimeout")
 
 
 def _run_python(words, problem, folder=None, **variables):
     """Run Python with the arguments `words`; if it fails, raise InputError with `problem` and a one-line reason."""
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ | variables, check=False
-    )
+    command, environment = [sys.executable, *words], os.environ | variables
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     if done.returncode == 0:
         return
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -12,12 +12,12 @@ def youden(counts):
     return recall(counts) + specificity(counts) - 1
 
 
-def choose_thresholds(y, score, metric=youden):
-    """Return each class's threshold (y, score: (N, C)) with the highest `metric`, float64 (C,), NaN if undefined."""
+def choose_thresholds(y, score):
+    """Return each class's threshold (y, score: (N, C)) with the highest Youden's J, float64 (C,), NaN if undefined."""
     y, score = check_scores(y, score, (2,))
     score = score.astype(np.float64)  # a threshold between two float32 scores may need more precision
     mixed = y.any(axis=0) & ~y.all(axis=0)
-    return np.array([best_threshold(y[:, c], score[:, c], metric)[0] if m else np.nan for c, m in enumerate(mixed)])
+    return np.array([best_threshold(y[:, c], score[:, c], youden)[0] if m else np.nan for c, m in enumerate(mixed)])
 
 
 def nested_counts(y, score, folds):

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from common.errors import InputError, check
+from common.errors import check
 from common.jit import compiled
 from common.metrics.classification import mean_of_defined, ratio
 from common.metrics.statistics import exponential_weights, interval, interval_with_p, number_groups
 from common.post.batches import sort_by
-from common.post.boxes import iou, read_boxes, refuse_repeated, require_columns
+from common.post.boxes import iou, read_boxes, refuse, refuse_repeated, require_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,7 @@ class Boxes:
 def read_tables(detections, truth, images, rule):
     """Return (image ids as an Index, Boxes of the detections, Boxes of the truth) under `rule`, a detection.Rule.
 
-    images: unique ids of all images; None for those of the truth. Raises InputError for tables that are incomplete,
-    contradict each other or violate the rule.
+    images: unique ids of all images; None for those of the truth. InputError for incomplete or contradictory tables.
     """
     if images is None:
         require_columns("truth", truth, ["image_id"])
@@ -74,8 +73,7 @@ def _detections(table, images, rule):
 
 def _truth(table, images, rule):
     image, class_id, box, _ = read_boxes("truth", table, images, rule.no_finding, rule.n_classes, scored=False)
-    for row in np.flatnonzero((box[:, 2:] == box[:, :2]).any(axis=1))[:1]:
-        raise InputError(f"truth, row {row}, image {table['image_id'].iloc[row]}: the box has no area")
+    refuse("truth", table, [((box[:, 2:] == box[:, :2]).any(axis=1), "the box has no area")])
     if rule.no_finding is not None:
         refuse_repeated("truth", table, image, np.flatnonzero(class_id == rule.no_finding), rule.no_finding)
     group = image * rule.n_classes + class_id
@@ -201,8 +199,7 @@ def pr_curve(result, class_id):
 def ap_of(result, weights):
     """Return the AP of each counted class under weights of the images, float64 (C,) or (B, C), NaN without a true box.
 
-    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; an image of weight 2 counts as two
-    identical images.
+    weights: real >= 0, (N,) or (B, N) in the order of result.image_ids; weight 2 counts as two identical images.
     """
     weights = np.asarray(weights, np.float64)
     rows, n_classes = np.atleast_2d(weights), result.rule.n_classes
@@ -243,8 +240,7 @@ def resample_aps(result, groups, n_resamples, seed):
 def coco_scores(detections, truth, images=None, rule=COCO):
     """Return (dict with ap, ap50, ap75 and ar100, DataFrame of the same by class_id), as in pycocotools.
 
-    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: the same for recall. Tables and errors as in `evaluate`. Source: Lin
-    et al. 2014.
+    ap: mean over IoU 0.50, 0.55 … 0.95; ar100: of recall. Tables and errors as in `evaluate`. Source: Lin et al. 2014.
     """
     tables, thresholds = read_tables(detections, truth, images, rule), np.linspace(0.5, 0.95, 10)
     results = [_evaluate(*tables, replace(rule, iou_threshold=float(t))).classes for t in thresholds]
@@ -270,8 +266,7 @@ def _evaluate(images, found_by, true, rule):
     )
     aps = ap_of(result, np.ones(len(images)))
     rows = [_class_row(result, c, ap) for c, ap in zip(rule.counted_classes, aps.tolist(), strict=True)]
-    classes = pd.DataFrame(rows).set_index("class_id")
-    return replace(result, mean_ap=float(mean_of_defined(aps)), classes=classes)
+    return replace(result, mean_ap=float(mean_of_defined(aps)), classes=pd.DataFrame(rows).set_index("class_id"))
 
 
 def _class_row(result, class_id, ap):

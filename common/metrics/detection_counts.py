@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from common.metrics.classification import ratio
 from common.metrics.detection import Rule, match, read_tables
 
 RULE = Rule(best_unmatched=True, n_classes=1, no_finding=None)
@@ -39,7 +40,7 @@ def image_scores(matches, threshold=0.0, gate=True):
     kept = (matches.score >= threshold) & np.broadcast_to(gate, n)[matches.image]
     tp = np.stack([np.bincount(matches.image[kept], found[kept], n) for found in matches.found])
     union = np.bincount(matches.image[kept], minlength=n) + matches.truth - tp
-    return np.divide(tp, union, out=np.full(tp.shape, np.nan), where=union > 0).mean(axis=0)
+    return ratio(tp, union, np.nan).mean(axis=0)
 
 
 def mean_score(scores):

@@ -36,8 +36,7 @@ class Breakdown:
 
     summary: DataFrame by error: count (of the counted classes) and ap_gained (of the mean AP). gains: float64
     DataFrame, AP gained by class_id × error. detections: image_id, class_id, score, error ("correct" for none, missing
-    for rows that the rule leaves out) and truth_row (the true box concerned, -1 for none). truth: image_id, class_id
-    and error of each row.
+    for rows that the rule leaves out), truth_row (the true box, -1 for none). truth: image_id, class_id, error.
     """
 
     summary: pd.DataFrame

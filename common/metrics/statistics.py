@@ -77,11 +77,11 @@ def interval(estimate, resamples, level):
 
 def interval_with_p(difference, resamples, level):
     """Return (Interval, p-value) of a difference; p is twice the smaller share of resamples beyond 0."""
-    defined = resamples[~np.isnan(resamples)]
-    if np.isnan(difference) or not len(defined):
-        return interval(difference, resamples, level), np.nan
-    tail = min((defined <= 0).sum(), (defined >= 0).sum())
-    return interval(difference, resamples, level), min(1.0, 2 * (1 + int(tail)) / (len(defined) + 1))
+    found, n = interval(difference, resamples, level), np.count_nonzero(~np.isnan(resamples))
+    if np.isnan(found.low):
+        return found, np.nan
+    tail = min((resamples <= 0).sum(), (resamples >= 0).sum())
+    return found, min(1.0, 2 * (1 + int(tail)) / (n + 1))
 
 
 def number_groups(groups, n):
@@ -178,7 +178,7 @@ def as_json(value):
 
 def as_interval(interval):
     """Return an Interval as a dict of estimate, low and high, as in score.json; NaN becomes None."""
-    return {name: as_json(getattr(interval, name)) for name in ("estimate", "low", "high")}
+    return {name: as_json(value) for name, value in vars(interval).items()}
 
 
 def format_interval(values, digits=4):
@@ -204,8 +204,8 @@ def delong_covariance(y, scores):
         check_scores(y, score)
     positive, negative = scores[y != 0], scores[y == 0]
     check(len(positive) and len(negative), "all labels are equal")
-    of_positive = np.stack([_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
-    of_negative = 1 - np.stack([_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
+    of_positive = np.stack([share_below(p, n) for p, n in zip(positive.T, negative.T, strict=True)])
+    of_negative = 1 - np.stack([share_below(n, p) for p, n in zip(positive.T, negative.T, strict=True)])
     covariance = _covariance(of_positive) / len(positive) + _covariance(of_negative) / len(negative)
     return of_positive.mean(axis=1), covariance
 
@@ -249,8 +249,8 @@ def _classes(y, *scores):
             yield c, delong_covariance(labels, np.stack([np.asarray(score)[:, c] for score in scores], axis=1))
 
 
-def _below(values, others):
-    """Return the share of `others` below each of `values`; ties count half."""
+def share_below(values, others):
+    """Return the share of `others`, (M,), below each of `values`, (N,), float64; ties count half."""
     others = np.sort(others)
     return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
 

@@ -63,8 +63,7 @@ class Classifier(models.Normalised):
 def build_classifier(config, n_classes=1, weights=None, kind=Classifier, drop_path=0.0, **options):
     """Return a classifier with a configuration's backbone, size, dropout and weights (or other `weights`).
 
-    drop_path: as in `build_backbone`. options: further arguments of `kind`. Raises InputError for an unknown backbone
-    and for weights that do not fit.
+    drop_path: as in `build_backbone`. options: of `kind`. InputError for an unknown backbone or unfit weights.
     """
     name = models.timm_name(config.backbone)
     net, width = build_backbone(name, config.size, drop_path)

@@ -8,10 +8,12 @@ import importlib
 import pickle
 import re
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -22,8 +24,9 @@ from common.config import check_detector
 from common.errors import InputError, check
 from common.nn.models import Normalised, mean_std, timm_name
 from common.nn.norms import batch_norms
-from common.nn.weights import copy_state, imagenet_state, read_state
+from common.nn.weights import copy_state, first_line, imagenet_state, read_state
 
+NOT_FINITE = "the network produced NaN or infinity: lower the learning rate or set clip_norm"
 _REFERENCE = 1024  # side in pixels for which torchvision's defaults are meant
 _ASPECTS = ((0.5, 1.0, 2.0),) * 5
 
@@ -35,16 +38,16 @@ class Detector(Normalised):
     of boxes float32 (n, 4) x_min, y_min, x_max, y_max in the images' pixels, scores float32 (n,) in [0, 1], falling,
     and labels int64 (n,). images: (B, 1, S, S) uint8, or floats in 0 to 255, S a multiple of 32; a second channel may
     hold a mask of 0 and 255. targets: per image a dict of boxes (n, 4) with positive sides and labels int64 (n,), n may
-    be 0. Anchors and heads' outputs stay float32 under autocast, because bfloat16 rounds boxes of a 1024-pixel
-    image to a grid of four pixels. Raises InputError for images of another shape, and in evaluation if the network
-    produced NaN or infinity.
+    be 0. Anchors and outputs of heads stay float32 under autocast, since bfloat16 rounds boxes of a 1024-pixel image
+    to a grid of four pixels. Raises InputError for images of another shape, and in evaluation for NaN or infinity.
     """
 
-    def __init__(self, net, mean, std, heads, background):
+    def __init__(self, net, mean, std):
         super().__init__(net, mean, std, multiple=32)
-        self.background = background
+        two_stage = isinstance(net, detection.FasterRCNN)
+        self.background = int(two_stage)  # the only ones that count classes from 1
         net.transform = _NoTransform()
-        for head in heads:
+        for head in (net.rpn.head, net.roi_heads.box_predictor) if two_stage else (net.head,):
             head.register_forward_hook(_cast_outputs)
         for module in net.modules():
             if isinstance(module, AnchorGenerator):
@@ -92,8 +95,7 @@ def faster_rcnn(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, s
         box_detections_per_img=per_image,
         box_score_thresh=score,
     )
-    heads = net.rpn.head, net.roi_heads.box_predictor
-    return load_and_freeze(Detector(net, *mean_std(name), heads, background=1), pyramid.body, name, weights, **loading)
+    return load_and_freeze(Detector(net, *mean_std(name)), pyramid.body, name, weights, **loading)
 
 
 def retinanet(backbone, n_classes, size, weights, **options):
@@ -103,27 +105,22 @@ def retinanet(backbone, n_classes, size, weights, **options):
     """
     sides = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in _sides(size))
     anchors = {"anchor_generator": AnchorGenerator(sides, _ASPECTS)}
-    return _one_stage(partial(detection.RetinaNet, **anchors), backbone, n_classes, size, weights, **options)
+    return _dense(partial(detection.RetinaNet, **anchors), backbone, n_classes, size, weights, **options)
 
 
 def fcos(backbone, n_classes, size, weights, **options):
     """Return an FCOS, which has no anchors, with a feature pyramid at strides 8 to 128 (Tian et al. 2019).
 
-    Arguments as in `faster_rcnn`; the backbone needs maps at strides 8, 16 and 32. At any image size, a level
-    is for boxes of four to eight times its stride.
+    Arguments as in `retinanet`. At any image size, a level is for boxes of four to eight times its stride.
     """
-    return _one_stage(detection.FCOS, backbone, n_classes, size, weights, **options)
+    return _dense(detection.FCOS, backbone, n_classes, size, weights, **options)
 
 
-def _one_stage(
-    kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading
-):
+def _dense(kind, backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     pyramid, name = _build_pyramid(backbone, (8, 16, 32), LastLevelP6P7(channels, channels), channels, size)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = kind(pyramid, n_classes, topk_candidates=_scaled(1000, size), **limits)
-    return load_and_freeze(
-        Detector(net, *mean_std(name), [net.head], background=0), pyramid.body, name, weights, **loading
-    )
+    return load_and_freeze(Detector(net, *mean_std(name)), pyramid.body, name, weights, **loading)
 
 
 def _sides(size):
@@ -172,8 +169,7 @@ def _build_pyramid(backbone, strides, more, channels, size):
             raise InputError(f"backbone {backbone!r}: has feature maps at strides {levels}, {list(strides)} are needed")
         body = timm.create_model(name, out_indices=tuple(last[stride] for stride in strides), **options)
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"backbone {backbone!r} gives no feature maps ({reason})") from error
+        raise InputError(f"backbone {backbone!r} gives no feature maps ({first_line(error)})") from error
     return _Pyramid(body, body.feature_info.channels(), more, channels), name
 
 
@@ -183,9 +179,8 @@ def load_and_freeze(model, body, name, weights, frozen_norms=True, stride_in_1x1
     if stride_in_1x1:
         stride_first(body)
     if weights != "none":
-        state, source = _initial_state(
-            f"{type(model.net).__name__}_ResNet50_FPN{version}_Weights", name, weights, stride_in_1x1
-        )
+        kind = f"{type(model.net).__name__}_ResNet50_FPN{version}_Weights"
+        state, source = _initial_state(kind, name, weights, stride_in_1x1)
         whole = any(".fpn." in key for key in state)
         target = model.net if whole else body
         needed = [key for key in target.state_dict() if not whole or key.startswith("backbone.body.")]
@@ -213,19 +208,19 @@ def _initial_state(kind, name, weights, stride_in_1x1):
     state, of_detectron2 = read_detector(weights)
     if of_detectron2 and not stride_in_1x1:
         raise InputError(f"{weights}: a ResNet of Detectron2, which needs --detector.stride-in-1x1 True")
+    is_resnet = not of_detectron2 or "backbone.bottom_up.stem.conv1.weight" in state
+    check(is_resnet, f"{weights}: a network of Detectron2 other than its ResNets")
     return (to_torchvision(state, mean_std(name)[1]) if of_detectron2 else state), str(weights)
 
 
 def _cast_outputs(head, inputs, output):
     """Forward hook: cast a head's outputs, nested in dicts and sequences; in evaluation, check that they are finite."""
-    if isinstance(output, dict):
-        return {key: _cast_outputs(head, inputs, value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return type(output)(_cast_outputs(head, inputs, value) for value in output)
-    # torchvision would silently drop such boxes
-    if not head.training and not torch.isfinite(output).all():
-        raise InputError("the network produced NaN or infinity: lower the learning rate or set clip_norm")
-    return output.float()
+
+    def cast(values):
+        check(head.training or torch.isfinite(values).all(), NOT_FINITE)  # torchvision would silently drop such boxes
+        return values.float()
+
+    return tree_map_only(torch.Tensor, cast, output)
 
 
 def _cast_anchors(generator, inputs):
@@ -271,15 +266,13 @@ def read_detector(path):
     if not str(path).endswith(".pkl"):
         state = read_state(path)
     else:
+        check(Path(path).is_file(), f"{path}: no such file")
         try:
             with open(path, "rb") as file:
                 content = _ArraysOnly(file, encoding="latin1").load()["model"]
             state = {name: torch.as_tensor(value) for name, value in content.items()}
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
         except Exception as error:  # pickle raises many kinds of errors for damaged files
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: not a file of Detectron2's model zoo ({reason})") from None
+            raise InputError(f"{path}: not a file of Detectron2's model zoo ({first_line(error)})") from None
     return state, any(name.startswith("backbone.bottom_up.") for name in state)
 
 

@@ -43,8 +43,7 @@ def asymmetric(logits, target, gamma_negative=4.0, gamma_positive=1.0, margin=0.
 def pairwise_auc(logits, target, margin=1.0):
     """Return a surrogate for 1 − AUROC of a batch (B, C): a squared hinge over pairs, averaged over classes with pairs.
 
-    A pair contributes max(0, margin − positive's logit + negative's)², the pairwise AUC-margin loss (Yuan et al. 2021).
-    Labels above one half are positive.
+    A pair contributes max(0, margin − positive's logit + negative's)² (Yuan et al. 2021). Labels > 0.5 are positive.
     """
     logits, target = _match_shapes(logits, target)
     pairs = ((target > 0.5)[:, None] & (target <= 0.5)[None]).float()
@@ -65,8 +64,7 @@ def tversky(logits, target, alpha=0.3, beta=0.7, smooth=1.0, gamma=1.0):
     probs, target = _flat_probs(logits, target)
     tp = (probs * target).sum(1)
     wrong = alpha * (probs.sum(1) - tp) + beta * (target.sum(1) - tp)
-    loss = (wrong / (tp + wrong + smooth)).clamp_min(1e-6 if gamma != 1 else 0)
-    return (loss**gamma).mean()
+    return ((wrong / (tp + wrong + smooth)).clamp_min(1e-6 if gamma != 1 else 0) ** gamma).mean()
 
 
 def lovasz_hinge(logits, target):

@@ -83,9 +83,7 @@ def classifier(backbone, n_classes, weights, dropout=0.0, frozen_norms=False, **
     return load_pretrained(model, name, weights, required)
 
 
-def segmenter(
-    architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0.0, frozen_norms=False, **options
-):
+def segmenter(architecture, encoder, weights, n_classes=1, empty_head=False, dropout=0, frozen_norms=False, **options):
     """Return a network from images (B, 1, H, W), sides multiples of 32, to mask logits (B, n_classes, H, W).
 
     architecture: a class of segmentation_models_pytorch, or its name in ARCHITECTURES. encoder: any timm network with

@@ -11,8 +11,9 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from common.config import check_detector
 from common.errors import InputError, check
 from common.extras import require_extra
-from common.nn.detectors import Detector, load_and_freeze
+from common.nn.detectors import NOT_FINITE, Detector, load_and_freeze
 from common.nn.models import Normalised, mean_std, timm_name
+from common.nn.weights import first_line
 
 
 class _Adapted(Detector):
@@ -29,8 +30,7 @@ class _Adapted(Detector):
                 return self._losses(images, targets)
             found = []
             for boxes, scores, labels in self._find(images):
-                finite = torch.isfinite(boxes).all() and torch.isfinite(scores).all()
-                check(finite, "the network produced NaN or infinity: lower the learning rate or set clip_norm")
+                check(torch.isfinite(boxes).all() and torch.isfinite(scores).all(), NOT_FINITE)
                 best = scores.argsort(descending=True)[: self.per_image]
                 best = best[scores[best] >= self.score]
                 boxes = clip_boxes_to_image(boxes[best], images.shape[-2:])
@@ -106,7 +106,7 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
     try:
         net = EfficientDet(about, pretrained_backbone=False)
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        raise InputError(f"backbone {backbone!r} gives no feature maps ({str(error).splitlines()[0]})") from error
+        raise InputError(f"backbone {backbone!r} gives no feature maps ({first_line(error)})") from error
     net.reset_head(num_classes=n_classes)
     model = _EfficientDet(net, *mean_std(name), per_image, score)
     model.benches = [DetBenchTrain(net), DetBenchPredict(net)]  # in a list, or the weights would be saved three times
@@ -115,22 +115,20 @@ def efficientdet(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, 
 
 def faster_rcnn_v2(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return torchvision's improved Faster R-CNN on ResNet-50 (Li et al. 2021), whose COCO weights `coco` loads."""
-    _check_resnet50(backbone, channels)
     limits = {"box_nms_thresh": nms, "box_detections_per_img": per_image, "box_score_thresh": score}
     net = detection.fasterrcnn_resnet50_fpn_v2(weights_backbone=None, num_classes=n_classes + 1, **limits)
-    model = Detector(net, *mean_std(backbone), (net.rpn.head, net.roi_heads.box_predictor), background=1)
-    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)
+    return _load_v2(net, backbone, channels, weights, **loading)
 
 
 def retinanet_v2(backbone, n_classes, size, weights, *, nms=0.5, per_image=100, score=0.001, channels=256, **loading):
     """Return torchvision's improved RetinaNet on ResNet-50 (Zhang et al. 2020), whose COCO weights `coco` loads."""
-    _check_resnet50(backbone, channels)
     limits = {"nms_thresh": nms, "detections_per_img": per_image, "score_thresh": score}
     net = detection.retinanet_resnet50_fpn_v2(weights_backbone=None, num_classes=n_classes, **limits)
-    model = Detector(net, *mean_std(backbone), (net.head,), background=0)
-    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)
+    return _load_v2(net, backbone, channels, weights, **loading)
 
 
-def _check_resnet50(backbone, channels):
+def _load_v2(net, backbone, channels, weights, **loading):
     fits = timm_name(backbone).split(".")[0] == "resnet50" and channels == 256
     check(fits, "this detector has the backbone resnet50 and 256 channels")
+    model = Detector(net, *mean_std(backbone))
+    return load_and_freeze(model, net.backbone.body, backbone, weights, version="_V2", **loading)

@@ -2,8 +2,9 @@
 
 import io
 import threading
-import time
+import timeit
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -28,8 +29,7 @@ def to_onnx(model, images, title="network"):
     how = {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about the exporter's own operators
+        with warnings.catch_warnings(action="ignore"):  # warnings about the exporter's own operators
             torch.onnx.export(model, (example,), external_data=False, **how, **names).save(buffer)
     except Exception as error:  # of many kinds, depending on the exporter's failing part
         cause = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
@@ -136,11 +136,8 @@ class Fastest(nn.Module):
                 networks[session.name] = session
             else:
                 said.append(f"{session.name} differs by {found:.1e}")
-        best = dict.fromkeys(networks, float("inf"))
-        for name, network in REPEATS * [*networks.items()]:
-            begun = time.perf_counter()
-            network(images)
-            best[name] = min(best[name], time.perf_counter() - begun)
+        times = {k: timeit.repeat(partial(net, images), number=1, repeat=REPEATS) for k, net in networks.items()}
+        best = {name: min(found) for name, found in times.items()}
         said += [f"{name} {1000 * value / len(images):.1f} ms per image" for name, value in best.items()]
         chosen = min(best, key=best.get)
         log.info(f"{self._title}: {', '.join(said)}; {chosen} is used")

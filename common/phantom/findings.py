@@ -48,8 +48,7 @@ def pneumothorax(scene, rng, side=None, share=None, darkness=(0.07, 0.11)):
     waves *= np.clip((angle + 1.2) * 3, 0, 1)  # the base stays on the diaphragm
 
     def collapsed(amount):
-        reach = np.exp(-(((angle - peak) / spread) ** 2))
-        return outline - (amount * waves * reach)[:, None] * rays
+        return outline - (amount * waves * np.exp(-(((angle - peak) / spread) ** 2)))[:, None] * rays
 
     def air(amount):
         return lung & (fill(scene.blank(), collapsed(amount)) < 128)
@@ -82,9 +81,9 @@ def _measure_distance(scene, rng, squeeze, inset):
     return reach * (1 + np.float32(0.13) * smooth_noise(rng, size, (8, 16, 30))), lung
 
 
-def _draw_disc(reach, radius, edge=0.35):
-    """Return 1 (float32) within a radius and 0 beyond it, with a soft edge as wide as a share of the radius."""
-    return np.clip((np.float32(radius) - reach) / np.float32(edge * radius) + np.float32(0.5), 0, 1)
+def _draw_disc(reach, radius):
+    """Return 1 (float32) within a radius and 0 beyond it, with a soft edge as wide as 0.35 of the radius."""
+    return np.clip((np.float32(radius) - reach) / np.float32(0.35 * radius) + np.float32(0.5), 0, 1)
 
 
 def nodule(scene, rng, name="nodule", radius=(0.012, 0.03), density=(0.12, 0.2)):

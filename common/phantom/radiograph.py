@@ -146,8 +146,7 @@ def draw(seed, size=1024, findings=(), patient=None):
     """Return the `Radiograph` of a seed.
 
     size: pixels, >= 128. findings: functions of common.phantom.findings, drawn in this order. patient: seed of the
-    anatomy (default: `seed`), the same for all films of one person. Without a finding the same seed gives its normal
-    counterpart.
+    anatomy (default: `seed`), the same for all films of a person. Without findings, a seed gives its normal film.
     """
     patient = seed if patient is None else patient
     film, hardware, grain, *rest = (np.random.default_rng([seed, part]) for part in range(3 + len(findings)))

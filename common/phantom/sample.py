@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pydicom
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import ComputedRadiographyImageStorage, JPEGBaseline8Bit
 
-from common import paths
+from common import paths, processes
 from common.errors import InputError
 
 NIH_HEADER = (
@@ -57,7 +57,7 @@ def write_sample(folder, solution, version, write, least=LEAST, **parameters):
 
 def in_threads(function, *columns):
     """Return the results of a function of several columns, in threads: drawing and coding release the lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processes.cores()) as pool:
         return list(pool.map(function, *columns))
 
 
@@ -100,18 +100,11 @@ def draw_findings(rng, count, names, healthy, least, most):
 
 def make_dicom(levels, image_id, sex, age, bits=8):
     """Return a DICOM of grey levels, unsigned (H, W), not compressed; image_id: a UID; age: text, also not standard."""
-    dataset, kind = Dataset(), "OB" if levels.itemsize == 1 else "OW"
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = Dataset()
+    dataset.set_pixel_data(levels, "MONOCHROME2", bits, generate_instance_uid=False)
     dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, image_id
     dataset.PatientSex = sex
     dataset.add(DataElement("PatientAge", "AS", age, validation_mode=pydicom.config.IGNORE))
-    dataset.Rows, dataset.Columns = levels.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored = 8 * levels.itemsize, bits
-    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
-    dataset.PixelData = levels.tobytes()
-    dataset["PixelData"].VR = kind
     return dataset
 
 

@@ -85,6 +85,13 @@ def group_rows(batch, weights, by_label):
     return rows, batch.scores[rows] * weights[batch.models[rows]], groups, firsts
 
 
+def rank_groups(batch, weights):
+    """Return what `group_rows` does, by first rows, with each group sorted by weighted score, best first."""
+    rows, scores, groups, firsts = group_rows(batch, weights, False)
+    order = rank_rows(scores, groups)
+    return rows[order], scores[order], groups, firsts
+
+
 @compiled
 def sort_by(keys, rows, n_keys):
     """Return (rows by keys[row], int64 (n_keys + 1,) where each key in [0, n_keys) starts): a stable counting sort."""

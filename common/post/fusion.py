@@ -142,27 +142,21 @@ def _no_finding_scores(healthy, weights):
 
 def _count_distinct(groups, values, n):
     """Return the number of distinct `values` in each of the groups 0 … n-1."""
-    pairs = pd.DataFrame({"group": groups, "value": values}).drop_duplicates()
-    return np.bincount(pairs["group"], minlength=n)
+    return pd.Series(values).groupby(groups).nunique().reindex(range(n), fill_value=0).to_numpy()
 
 
 # ---- members of an ensemble, each with one network per fold; detections have member and fold ------------------------
 
 COLUMNS = ["image_id", "class_id", "score", *BOX]
-METHODS = {
-    "wbf": fuse_wbf,
-    "nms": fuse_nms,
-    "soft_nms": partial(fuse_soft_nms, thresh=0.0, decayed=True),
-    "nmw": fuse_nmw,
-}
+METHODS = {"wbf": fuse_wbf, "nms": fuse_nms, "nmw": fuse_nmw}
+METHODS["soft_nms"] = partial(fuse_soft_nms, thresh=0.0, decayed=True)
 
 
 def fuse(tables, images, weights, iou, skip=0.0, method="wbf", no_finding=NO_FINDING, **options):
     """Return the fused detections of several models; boxes of the class `no_finding`, if any, are averaged instead.
 
     tables: dict from a name to detections; weights: one per table; skip: lowest score of a finding; method: a key of
-    METHODS, or "none"; options and errors: as in `fuse_table`. If unequal weights raise scores above 1, all are divided
-    by the highest.
+    METHODS, or "none"; options, errors: as in `fuse_table`. If weights raise scores above 1, all are scaled down.
     """
     if skip > 0:  # otherwise avoid the copies
         tables = {k: table[(table["score"] >= skip) | (table["class_id"] == no_finding)] for k, table in tables.items()}
@@ -202,8 +196,7 @@ def fuse_members(table, images, members, rule, method="wbf", no_finding=NO_FINDI
 
     Fusion counts boxes, not networks, so three copies of a box from one network weigh as much as three networks that
     agree; rule.nms and rule.limit prevent this. Boxes of several folds' networks on the same images are first fused to
-    one set per member, so that test images have as many voters as the out-of-fold images on which the rule was
-    chosen.
+    one set per member, so that test images have as many voters as the out-of-fold images that chose the rule.
     """
     return join_members(own_boxes(table, images, members, rule, method, no_finding), images, rule, method, no_finding)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.errors import check
 from common.jit import compiled
-from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_rows
+from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_groups, rank_rows
 from common.post.boxes import iou
 
 
@@ -14,12 +14,10 @@ def fuse_nms(batch, weights=None, iou_thr=0.5):
     """Return `Fused`: the boxes of a `Batch` except those that a better box of the class overlaps by > iou_thr."""
     check_iou(iou_thr)
     scores, rows, groups, firsts = _by_class(batch, weights)
-    order = rank_rows(scores[rows], groups, _argsort)
+    rows = rows[rank_rows(scores[rows], groups, _argsort)]
     boxes = np.clip(batch.boxes, 0, 1)
-    keepers = _find_keepers(boxes, rows[order], groups, float(iou_thr))
-    kept = keepers == np.arange(len(keepers))
-    starts = np.append(0, np.cumsum(kept))[groups[firsts]]
-    rows = rows[order][kept]
+    kept = _find_keepers(boxes, rows, groups, float(iou_thr)) == np.arange(len(rows))
+    starts, rows = np.append(0, np.cumsum(kept))[groups[firsts]], rows[kept]
     return Fused(boxes[rows], scores[rows], batch.labels[rows], starts)
 
 
@@ -47,9 +45,7 @@ def fuse_nmw(batch, weights=None, iou_thr=0.55):
     check_iou(iou_thr)
     weights = check_weights(weights, batch.n_models)
     weights = (weights / weights.max()).astype(np.float64)
-    rows, scores, groups, firsts = group_rows(batch, weights, False)
-    order = rank_rows(scores, groups)
-    rows, scores = rows[order], scores[order]
+    rows, scores, groups, firsts = rank_groups(batch, weights)
     boxes, leaders, starts = _average(np.clip(batch.boxes, 0, 1), rows, scores, groups, firsts, float(iou_thr))
     check(len(starts) != 0, "a box of score 0 has no weighted mean: leave out boxes of score 0")
     scores = scores[leaders].astype(np.float32)

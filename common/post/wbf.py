@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import check
 from common.jit import compiled
-from common.post.batches import Fused, check_iou, check_weights, group_rows, rank_rows
+from common.post.batches import Fused, check_iou, check_weights, rank_groups, rank_rows
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 _AVG, _MAX, _BOX_AND_MODEL, _ABSENT = range(4)
@@ -24,15 +24,11 @@ def fuse_wbf(batch, weights=None, iou_thr=0.55, conf_type="avg"):
     rule = CONF_TYPES.index(conf_type)
     total = float(weights.max() if rule == _MAX else weights.sum())
     weights = weights.astype(np.float64)
-    rows, scores, groups, firsts = group_rows(batch, weights, False)
-    order = rank_rows(scores, groups)
-    rows, scores = rows[order], scores[order]
-    boxes, scores, members, starts, _ = _cluster(
-        batch.boxes, batch.models, weights, total, rows, scores, groups, firsts, float(iou_thr), rule, 1.0
-    )
+    rows, least = rank_groups(batch, weights), float(iou_thr)
+    boxes, scores, member, starts, _ = _cluster(batch.boxes, batch.models, weights, total, *rows, least, rule, 1.0)
     check(len(starts) != 0, "two overlapping boxes of score 0 have no weighted mean: leave out boxes of score 0")
     order = rank_rows(scores, starts)
-    return Fused(boxes.take(order, axis=0), scores[order], batch.labels[members[order]], starts)
+    return Fused(boxes.take(order, axis=0), scores[order], batch.labels[member[order]], starts)
 
 
 def mean_boxes(boxes, starts, iou_thr):
@@ -47,10 +43,8 @@ def mean_boxes(boxes, starts, iou_thr):
     """
     n = len(boxes)
     rows, models, firsts = np.arange(n), np.zeros(n, np.int64), np.arange(len(starts))
-    boxes, _, _, _, cluster = _cluster(
-        boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf
-    )
-    return boxes, cluster
+    fused = _cluster(boxes, models, np.ones(1), 1.0, rows, np.ones(n), starts, firsts, float(iou_thr), _AVG, np.inf)
+    return fused[0], fused[-1]
 
 
 @compiled(error_model="numpy")

@@ -32,9 +32,7 @@ def bars(names, values, label):
     """Plot one horizontal bar per name, (N,) each, from top to bottom."""
     figure, ax = make_axes(0.7 + 0.3 * len(names))
     places = np.arange(len(names))[::-1]
-    ax.barh(places, values, color=BLUE, height=0.65)
-    for place, value in zip(places, values, strict=True):
-        ax.text(value, place, f" {value:,.4g}", va="center", fontsize=8.5)
+    ax.bar_label(ax.barh(places, values, color=BLUE, height=0.65), fmt=" {:,.4g}", fontsize=8.5)
     ax.set_yticks(places, names)
     ax.set_xlabel(label)
     ax.margins(x=0.15)

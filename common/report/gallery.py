@@ -41,20 +41,19 @@ def _draw_outline(rgb, mask, colour, thickness):
     cv2.polylines(rgb, corners, True, colour, thickness, cv2.LINE_AA, shift)
 
 
-def box_overlay(image, truth=(), prediction=(), size=384):
+def box_overlay(image, truth=None, prediction=None, size=384):
     """Return the radiograph with labelled boxes, true ones green and thick, predicted ones orange and thin on top.
 
-    `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels.
-    Returns uint8 RGB with the longer side `size` pixels.
+    `image`: uint8 (H, W); truth and prediction: (box, text) pairs, the box x_min, y_min, x_max, y_max in its pixels, or
+    None. Returns uint8 RGB with the longer side `size` pixels.
     """
     return _draw_boxes(outline_overlay(image, size=size), image.shape, truth, prediction, size)
 
 
-def heat_overlay(image_and_heat, truth=(), prediction=(), size=384):
+def heat_overlay(image_and_heat, truth=None, prediction=None, size=384):
     """Return the radiograph overlaid with the colours of a heat map, with boxes as in `box_overlay`.
 
-    `image_and_heat`: the image, uint8 (H, W), and the map, real (h, w) in [0, 1], which is stretched over the image
-    and is transparent at 0, then violet to yellow.
+    `image_and_heat`: uint8 (H, W), and a map, real (h, w) in [0, 1], stretched over it: 0 clear, then violet to yellow.
     """
     image, heat = image_and_heat
     rgb = outline_overlay(image, size=size)
@@ -69,7 +68,7 @@ def _draw_boxes(rgb, shape, truth, prediction, size):
     scale = np.array([rgb.shape[1] / shape[1], rgb.shape[0] / shape[0]] * 2)
     thin, labels = max(1, round(size / 256)), []
     for pairs, colour, thickness, below in ((truth, TRUTH, thin + 1, False), (prediction, PREDICTION, thin, True)):
-        for box, text in pairs:
+        for box, text in pairs or ():
             x_min, y_min, x_max, y_max = np.round(np.asarray(box, float) * scale).astype(int).tolist()
             cv2.rectangle(rgb, (x_min, y_min), (x_max, y_max), colour, thickness, cv2.LINE_AA)
             labels += [(text, x_min, y_max if below else y_min, below, colour)] if text else []
@@ -107,12 +106,16 @@ def gallery(items, title="", size=384, overlay=outline_overlay, names=("truth", 
         for name, colour, place in ((names[0], TRUTH, 1), (names[1], PREDICTION, 2))
         if any(np.any(item[place]) if isinstance(item[place], np.ndarray) else item[place] for item in items)
     )
-    pictures = []
-    for image, truth, prediction, caption in items:
-        marks = {n: mark for n, mark in (("truth", truth), ("prediction", prediction)) if mark is not None}
-        pictures.append(figure(to_jpeg(overlay(image, size=size, **marks)), caption))
+    pictures = [figure(to_jpeg(overlay(image, *marks, size)), caption) for image, *marks, caption in items]
     legend = [Html(f'<p class="legend">{legend}</p>')] if legend else []
     return join(*([title] if title else []), *legend, grid(*pictures, small=True))
+
+
+def label_boxes(found, names, scale=1.0):
+    """Return the MOST_BOXES best boxes of one image's detections, times `scale`, and their texts, as pairs."""
+    best = found.nlargest(MOST_BOXES, "score")
+    texts = [f"{names[k]} {score:.2f}" for k, score in zip(best["class_id"], best["score"], strict=True)]
+    return list(zip(best[BOX].to_numpy() * scale, texts, strict=True))
 
 
 def box_gallery(images, found, rows, title, names):
@@ -125,9 +128,7 @@ def box_gallery(images, found, rows, title, names):
         scale = 512 / max(row["width"], row["height"])  # in the original's proportions
         size = [max(1, round(row[side] * scale)) for side in ("width", "height")]
         image = cv2.resize(np.asarray(images.store.images[row["row"]]), size, interpolation=cv2.INTER_AREA)
-        mine = found[found["image_id"] == row["image_id"]].nlargest(MOST_BOXES, "score")
-        texts = [f"{names[k]} {score:.2f}" for k, score in zip(mine["class_id"], mine["score"], strict=True)]
-        truth, predicted = None, list(zip(mine[BOX].to_numpy() * scale, texts, strict=True))
+        truth, predicted = None, label_boxes(found[found["image_id"] == row["image_id"]], names, scale)
         if row["split"] == "train":
             own = true[true["row"] == row["row"]]
             truth = [(box * scale, names[k]) for box, k in zip(own[BOX].to_numpy(), own["class_id"], strict=True)]

@@ -29,10 +29,8 @@ def _differing_folds(scores, config):
     best, worst = max(known, key=lambda one: one.low, default=None), min(known, key=lambda one: one.high, default=None)
     if best and best.low > worst.high:
         texts = [f"fold {one.fold} {interval_text(one.estimate, one.low, one.high)}" for one in (best, worst)]
-        yield (
-            f"Folds differ by more than their intervals: {', '.join(texts)}. Look for what sets their images apart; "
-            f"`--seed {config.seed + 1}` draws other folds."
-        )
+        how = f"Look for what sets their images apart; `--seed {config.seed + 1}` draws other folds."
+        yield f"Folds differ by more than their intervals: {', '.join(texts)}. {how}"
 
 
 def _epochs(config, networks, trainings):
@@ -62,10 +60,9 @@ def _ends_of_grids(config, rule):
         end, step = (0, ordered[0] - ordered[1]) if chosen == ordered[0] else (-1, ordered[-1] - ordered[-2])
         further = round(chosen + step, 6)
         if chosen == ordered[end] and further > 0 and (further < 1 or ordered[-1] > 1):
-            yield (
-                f"The chosen {name.replace('_', ' ')}, {chosen:g}, is the {'highest' if end else 'lowest'} tried: add "
-                f"`--{part}.{name.replace('_', '-')} {' '.join(f'{value:g}' for value in sorted([*values, further]))}`."
-            )
+            found = f"The chosen {name.replace('_', ' ')}, {chosen:g}, is the {'highest' if end else 'lowest'} tried"
+            grid = " ".join(f"{value:g}" for value in sorted([*values, further]))
+            yield f"{found}: add `--{part}.{name.replace('_', '-')} {grid}`."
 
 
 def _missing_folds(config):

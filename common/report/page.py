@@ -1,13 +1,11 @@
 """The report: one self-contained HTML file, made of fragments whose text is escaped.
 
-A plain string among fragments is escaped and becomes a paragraph. Only `Html`, which the functions here return, is
-inserted as it is.
+A plain string among fragments becomes an escaped paragraph; `Html`, which the functions here return, stays as it is.
 """
 
 import base64
 import hashlib
 import html
-import math
 import re
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -38,7 +36,7 @@ class Section:
 
 def as_text(value):
     """Return a value as text: `–` for None and NaN, 12,047 for counts, four decimals for scores."""
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, Real) and math.isnan(value)):
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"

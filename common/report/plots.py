@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.report.page import METRICS
+from common.report.page import METRICS, interval_text
 
 INK, RULE, BLUE = "#1d2732", "#dde3e9", "#0072b1"  # replaced by the page's own colours in the SVG
 CELL, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -179,7 +179,7 @@ def forest(runs, names, label="AUROC", reference=None):
         ax.hlines(places, low, high, color=LINES[k][0], linewidth=1.8)
         ax.plot(estimates, places, "o", color=LINES[k][0], markersize=4.5, label=legend_name(run))
     for place, (estimate, low, high) in enumerate(values if one else ()):
-        text = f"{estimate:.4f}" + (f"  [{low:.4f}, {high:.4f}]" if np.isfinite([low, high]).all() else "")
+        text = interval_text(estimate, low, high) or ""
         ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", size=9)
     for place in range(1, 1 if one else len(names)):
         ax.axhline(place - 0.5, color=RULE, linewidth=0.6)
@@ -200,8 +200,7 @@ def forest(runs, names, label="AUROC", reference=None):
 def threshold_surface(grid, x, y, value, chosen):
     """Plot a heat map of searched settings: columns `x` and `y` of the table `grid` are its axes, `value` its colour.
 
-    A cell shows the best value over any further columns. `chosen`: the (x, y) to mark. Settings are evenly spaced on
-    the axes, whatever their values.
+    A cell shows the best value over any further columns. `chosen`: the (x, y) to mark. Settings are spaced evenly.
     """
     grid = grid[np.isfinite(grid[value].astype(float))]
     if len(grid) == 0:

@@ -40,10 +40,9 @@ def classes(truth, probs, folds, names, cut=None, outcomes=("without", "with"), 
     shares = np.arange(1, 21) / 20
     risks = calibration.risk_by_coverage(truth, probs, folds)[np.ceil(shares * len(truth)).astype(int) - 1]
     drawn.append(page.figure(plots.line_with_peak(shares, risks, "coverage", "wrong calls", 1.0), COVERAGE))
-    scaled = (
-        f"error if scaled: the calibration error with logits divided by a temperature ({temperature:.2f} on all images)"
-    )
-    caption = f"Thresholds by Youden's index; {scaled}; temperature, sensitivity and specificity are nested by {nested}"
+    scaled = f"the calibration error with logits divided by a temperature ({temperature:.2f} on all images)"
+    by = f"temperature, sensitivity and specificity are nested by {nested}"
+    caption = f"Thresholds by Youden's index; error if scaled: {scaled}; {by}"
     return [page.table(table, caption), page.grid(*drawn)]
 
 

@@ -88,27 +88,21 @@ def find_faults(entries, n_classes=15, no_finding=14, pixels=None, blank=False):
     low, high, finding = entries.boxes[:, :2], entries.boxes[:, 2:], entries.class_id != no_finding
     ends = np.full((len(low), 2), FARTHEST) if pixels is None else pixels[entries.row]
     inside = (low >= 0) & (low < high) & (high <= ends)
-    kinds = [
-        ~entries.plain | ~(entries.class_id < n_classes),
-        ~((entries.score >= 0) & (entries.score <= 1)),
-        ~finding & (entries.boxes != [0, 0, 1, 1]).any(axis=1),
-        finding & ~inside.all(axis=1),
-    ]
-    reasons = (
-        f"the class must be 0 to {n_classes - 1}",
-        "the score must lie in 0 to 1",
-        f"class {no_finding} (no finding) has the box 0 0 1 1",
-        "the box must have x_min < x_max and y_min < y_max, from 0 on",
-    )
+    outside = "the box must have x_min < x_max and y_min < y_max, from 0 on"
+    kinds = {
+        f"the class must be 0 to {n_classes - 1}": ~entries.plain | ~(entries.class_id < n_classes),
+        "the score must lie in 0 to 1": ~((entries.score >= 0) & (entries.score <= 1)),
+        f"class {no_finding} (no finding) has the box 0 0 1 1": ~finding & (entries.boxes != [0, 0, 1, 1]).any(axis=1),
+        outside: finding & ~inside.all(axis=1),
+    }
     faults = dict(entries.unread)
     if not blank:
         counts = np.bincount(entries.row, minlength=len(entries.texts))
         faults = {row: _unreadable([]) for row in np.flatnonzero(counts == 0).tolist()} | faults
-    wrong = np.select(kinds, range(1, 5), 0)
-    bad = np.flatnonzero(wrong)
+    bad = np.flatnonzero(np.any([*kinds.values()], axis=0))
     for k in bad[np.unique(entries.row[bad], return_index=True)[1]].tolist():
-        row, reason = int(entries.row[k]), reasons[wrong[k] - 1]
-        if wrong[k] == 4 and (pixels is not None or (high[k] > FARTHEST).any()):
+        row, reason = int(entries.row[k]), next(reason for reason, wrong in kinds.items() if wrong[k])
+        if reason == outside and (pixels is not None or (high[k] > FARTHEST).any()):
             reason += " within {:.9g} x {:.9g} pixels".format(*ends[k])
         faults[row] = entries.fault(k, reason)
     return dict(sorted(faults.items()))
@@ -154,8 +148,6 @@ def repair_entries(entries, no_finding=14, pixels=None):
     again[best[1:][row[best[1:]] == row[best[:-1]]]] = True
     note(again, f"further entries of class {no_finding} left out, the highest of a row stays")
 
-    keep = ~flat & ~again
-    number, class_id, plain = entries.number[keep], entries.class_id[keep], (entries.plain | spelled)[keep]
-    return replace(
-        entries, row=row[keep], number=number, class_id=class_id, plain=plain, score=score[keep], boxes=cut[keep]
-    ), notes
+    repaired = {"row": row, "number": entries.number, "class_id": entries.class_id, "score": score, "boxes": cut}
+    repaired["plain"] = entries.plain | spelled
+    return replace(entries, **{name: values[~flat & ~again] for name, values in repaired.items()}), notes

@@ -27,8 +27,7 @@ def read_table(path, columns=None, exact=True):
     """Return a CSV file (or .csv.gz) as a DataFrame of str; its row i is row i + 2 of the file.
 
     Blanks around values are stripped; no value becomes a number or missing, since pandas would turn a column of `-1`
-    and blanks into floats. columns: expected names, in order; exact=False drops others instead of refusing them. Raises
-    InputError naming file and row.
+    and blanks into floats. columns: expected names, in order; exact=False drops others. InputError names file and row.
     """
     header, *rows = read_rows(path)
     check(len(set(header)) >= len(header), f"{path}, row 1: a column name is repeated: {','.join(header)}")

@@ -26,13 +26,14 @@ from common.config import digest
 from common.errors import InputError, check, log
 from common.nn.norms import set_frozen_eval
 from common.nn.precision import autocast, precision
-from common.paths import atomic_path
+from common.paths import write_csv
 from common.train import averaging, distributed, passes
 from common.train.checkpoint import load_resume, save_resume, save_weights
 from common.train.schedule import learning_rate, parameter_groups
 from common.train.variants import finish, read_finished, same_training
 
 CHECK_EVERY = 20  # steps between reading the loss, which waits for the GPU
+COUNTERS = ("epoch", "batch", "loss_sum", "loss_count", "history", "seconds")  # a trainer's fields in last.ckpt
 
 
 def fit(model, step, loader, validate, config, folder, *, device, seed=0, about=None, changed="", **more):
@@ -123,9 +124,7 @@ class _Trainer:
         if state is not None:
             same_training(state["key"], self.key, self.folder, self.changed)
             self.model.load_state_dict(state["model"])
-            self.epoch, self.batch = state["epoch"], state["batch"]
-            self.loss_sum, self.loss_count, self.history = state["loss_sum"], state["loss_count"], state["history"]
-            self.seconds = state.get("seconds", 0.0)
+            vars(self).update({name: state[name] for name in COUNTERS if name in state})
         self.begin_phase()
         if state is not None and self.epoch < self.config.epochs:
             if state["frozen"] == self.frozen:
@@ -147,8 +146,7 @@ class _Trainer:
         self.seconds, self.since = self.seconds + self.saved - self.since, self.saved
         if not distributed.is_main():
             return
-        values = ("key", "epoch", "batch", "loss_sum", "loss_count", "history", "frozen", "seconds")
-        state = {name: getattr(self, name) for name in values}
+        state = {name: getattr(self, name) for name in ("key", "frozen", *COUNTERS)}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scaler")}
         state |= {"ema": self.ema.state if self.ema else {}, "ema_updates": self.ema.updates if self.ema else 0}
         copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
@@ -276,10 +274,9 @@ class _Trainer:
         """Add the sum of recent losses to the epoch's and reset it; raise InputError if it is not finite."""
         value = self.recent.item()
         if not math.isfinite(value):
-            raise InputError(
-                f"{self.folder}: the loss became {value} at epoch {self.epoch + 1}, batch {self.batch}; the last save "
-                "is not affected: lower the learning rate, set clip_norm, or use precision fp32"
-            )
+            place = f"epoch {self.epoch + 1}, batch {self.batch}; the last save is not affected"
+            remedy = "lower the learning rate, set clip_norm, or use precision fp32"
+            raise InputError(f"{self.folder}: the loss became {value} at {place}: {remedy}")
         self.loss_sum += value
         self.recent.zero_()
 
@@ -305,17 +302,15 @@ class _Trainer:
         spent["memory_mb"] = round(memory / 1e6)
         self.history.append({"epoch": self.epoch, "lr": self.lr, "train_loss": train_loss, **figures, **spent})
         if distributed.is_main():
-            known = {"epoch": self.epoch, **figures, **self.origin}
-            save_weights(self.epoch_file(self.epoch), self.model.state_dict(), **known)
-            with atomic_path(self.folder / "history.csv") as path:
-                pd.DataFrame(self.history).to_csv(path, index=False)
+            path = self.epoch_file(self.epoch)
+            save_weights(path, self.model.state_dict(), epoch=self.epoch, **figures, **self.origin)
+            write_csv(self.folder / "history.csv", pd.DataFrame(self.history))
             text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
             title = f"{self.name} epoch {self.epoch + 1}/{self.config.epochs}"
             pace = sum(entry["seconds"] for entry in self.history) / len(self.history)
-            left = pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace)
+            left = round(pace * (self.config.epochs - self.epoch - 1) + self.seconds_to_come(pace))
             costs = f"{spent['seconds']:.1f} s  {spent['memory_mb'] / 1e3:.1f} GB"
-            left = timedelta(seconds=round(left))
-            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {left}")
+            log.info(f"{title}  train_loss {train_loss:.4f}  {text}  {costs}  left {timedelta(seconds=left)}")
         self.epoch, self.batch, self.loss_sum, self.loss_count = self.epoch + 1, 0, 0.0, 0
         self.seconds, self.since = 0.0, time.monotonic()
         keep = averaging.epochs_to_keep(self.scores(), self.config)

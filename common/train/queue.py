@@ -1,8 +1,7 @@
 """The queue of a run's trainings: every process under torchrun, on any machine, takes the next one.
 
 A process claims a training by a file in its folder, the lease, which it touches every few seconds. The lease of a dead
-process expires, and another process takes over from the last checkpoint. There is no scheduler: the queue is the run's
-folder.
+process expires, and another process takes over from the last checkpoint. No scheduler: the run's folder is the queue.
 """
 
 import json
@@ -10,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -42,7 +41,8 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                     return
                 if isinstance(number, str):
                     raise Stopped(number)
-                with _beating(trainings[number].folder(run) / LEASE):
+                lease = trainings[number].folder(run) / LEASE
+                with _beating(lease) if processes.is_main() else nullcontext():
                     train(trainings[number])
     finally:  # a signal may have arrived between a claim and its block
         for network in trainings:
@@ -56,9 +56,8 @@ def team_size(ready, n_processes, wanted=None):
     """Return how many processes train a network together: a divisor of the batch sizes of the Networks `ready`."""
     if not ready:
         return 1
-    size = most = min(n_processes, wanted or max(1, n_processes // len(ready)))
-    while any(network.config.batch_size % size for network in ready):
-        size -= 1
+    most = min(n_processes, wanted or max(1, n_processes // len(ready)))
+    size = max(n for n in range(1, most + 1) if not any(network.config.batch_size % n for network in ready))
     if size < most:
         log.info(f"{size} instead of {most} processes train a network together, so that they divide its batch")
     return size
@@ -175,7 +174,7 @@ def _is_expired(path):
 
 @contextmanager
 def _beating(path):
-    """In the team's main process, touch the lease until the block ends, then release it."""
+    """Touch the lease until the block ends, then release it."""
     done = threading.Event()
 
     def beat():
@@ -183,9 +182,6 @@ def _beating(path):
             with suppress(OSError):
                 os.utime(path)
 
-    if not processes.is_main():
-        yield
-        return
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

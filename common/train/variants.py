@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from common.errors import InputError
+from common.errors import check
 from common.nn.precision import autocast
 from common.paths import checked_read, read_json, write_json
 from common.train import averaging, distributed
@@ -46,11 +46,8 @@ def read_finished(folder, model, key, changed):
 
 def same_training(found, wanted, folder, changed):
     """Raise InputError unless the keys of two trainings are equal; changed: the changed settings, for the message."""
-    if found != wanted:
-        raise InputError(
-            f"{folder}: holds a training with another configuration, data or seed{changed}; "
-            "give the run another --out, or delete that folder to train again"
-        )
+    remedy = "give the run another --out, or delete that folder to train again"
+    check(found == wanted, f"{folder}: holds a training with another configuration, data or seed{changed}; {remedy}")
 
 
 def finish(trainer):

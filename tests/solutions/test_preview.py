@@ -5,9 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.kaggle import session
 from common.post.rle import ABSOLUTE, encode
 from solutions.covid19 import report as covid19
 from solutions.lung_segmentation import report as lungs
+from solutions.rsna_pneumonia import report as rsna
 from solutions.siim_pneumothorax import report as siim
 
 
@@ -34,6 +36,21 @@ def test_siim_shows_the_largest_masks_with_their_share_of_the_image(shown, tmp_p
     assert [caption for *_, caption in shown] == ["large: 50.00% of the image", "small: 0.10% of the image"]
     assert [int(mask.sum()) for _, _, mask, _ in shown] == [2**19, 1024]
     assert [int(image[0, 0]) for image, *_ in shown] == [50, 30]
+
+
+def test_rsna_shows_the_boxes_of_the_highest_scores(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(session, "display_gallery", lambda items, overlay: shown.extend(items))
+    folder, table = write_images(tmp_path / "images", "a.png", "b.png", "c.png"), tmp_path / "sub.csv"
+    table.write_text("patientId,PredictionString\na,0.2 10 10 30 30\nb,0.3 2 2 6 6 0.9 100 50 5 8\nc,\n")
+    rsna.show_predictions(table, folder, count=1)
+    ((image, _, boxes, caption),) = shown
+    assert image[0, 0] == 30 and caption.split() == ["b:", "0.90"]
+    assert [text.strip() for _, text in boxes] == ["0.90", "0.30"]
+    assert [box.tolist() for box, _ in boxes] == [[100, 50, 105, 58], [2, 2, 8, 8]]
+    table.write_text("patientId,PredictionString\na,\n")
+    rsna.show_predictions(table, folder)
+    assert len(shown) == 1
 
 
 def test_images_of_the_same_name_are_shown(shown, tmp_path):

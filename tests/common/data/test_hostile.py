@@ -1,5 +1,7 @@
 """Images that would end the process, fill the memory, or be read as other pixels."""
 
+import subprocess
+import sys
 import zlib
 from struct import pack
 
@@ -32,6 +34,16 @@ def test_a_crash_costs_one_file(tmp_path):
     guard._idle[0].kill()
     guard._idle[0].wait()
     np.testing.assert_array_equal(read_pixels(good), picture(12))  # another is started
+
+
+def test_a_decoder_that_dies_within_the_pixels_gives_no_image(monkeypatch):
+    code = """print('{"shape": [2, 2], "dtype": "|u1"}\\nab', end="")"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    monkeypatch.setattr(guard, "_idle", [])
+    monkeypatch.setattr(guard, "_start", lambda: subprocess.Popen([sys.executable, "-c", f"input(); {code}"], **pipes))
+    with pytest.raises(ValueError, match="the decoder crashed, with status 0"):
+        guard.decode("a.dcm")
+    assert not guard._idle
 
 
 def test_a_decoder_that_hangs_is_ended(tmp_path, monkeypatch):

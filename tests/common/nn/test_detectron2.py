@@ -131,6 +131,9 @@ def test_what_is_refused_in_one_line(zoo, tmp_path, capsys):
         with pytest.raises(InputError, match=r"w\.pkl: not a file of Detectron2's model zoo") as caught:
             read_detector(path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(pickle.dumps({"model": {"backbone.bottom_up.stem.conv.weight": np.zeros((2, 3, 3, 3))}}))
+    with pytest.raises(InputError, match=r"w\.pkl: a network of Detectron2 other than its ResNets"):
+        faster_rcnn("resnet26", 14, 96, path, channels=64, stride_in_1x1=True)
     assert capsys.readouterr().out == ""
 
 

@@ -1,5 +1,7 @@
 """Detectors of other libraries behind the interface of ours: losses of a batch, boxes of a batch, weights."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_two_boxes_are_learnt():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_weights_of_the_backbone_are_loaded_and_its_norms_frozen(tmp_path):
+def test_weights_of_the_backbone_are_loaded_and_its_norms_frozen(tmp_path, monkeypatch):
     state = small(efficientdet).net.backbone.state_dict()
     torch.save(state, tmp_path / "body.pth")
     for kind in (efficientdet, rtdetr):
@@ -75,6 +77,10 @@ def test_weights_of_the_backbone_are_loaded_and_its_norms_frozen(tmp_path):
         assert sum(any(torch.equal(each, other) for other in loaded.values()) for each in state.values()) == len(state)
     with pytest.raises(InputError, match="multiple of 128"):
         efficientdet("test_resnet", 3, 96, "none", channels=64)
+    with monkeypatch.context() as patch:
+        patch.setattr("effdet.EfficientDet", Mock(side_effect=AssertionError()))
+        with pytest.raises(InputError, match="'test_resnet' gives no feature maps"):  # also without a text
+            efficientdet("test_resnet", 3, 128, "none", channels=64)
     with pytest.raises(InputError, match="there are none for this detector"):
         rtdetr("resnet50", 3, 128, "coco", channels=64)
     with pytest.raises(InputError, match="resnet50 and 256 channels"):

@@ -18,6 +18,7 @@ from common.report.gallery import (
     cached_arrays,
     gallery,
     heat_overlay,
+    label_boxes,
     outline_overlay,
     pick_extremes,
     to_jpeg,
@@ -113,6 +114,14 @@ def test_label_is_the_thin_text_on_black_whatever_lies_below(corner, place):
     left, top = np.unravel_index(found.argmin(), found.shape)[::-1]
     assert found.min() < 10 and (rgb[top : top + height + 4, left : left + width] == alone).all(), place
     assert (left, top) == {"above": (61, 56 - height), "top left": (2, 1), "right": (383 - width, 56 - height)}[place]
+
+
+def test_the_best_boxes_are_scaled_and_labelled():
+    found = pd.DataFrame({"class_id": [0, 1, 1, 0, 0, 1], "score": [0.1, 0.9, 0.3, 0.4, 0.5, 0.2]})
+    found[["x_min", "y_min", "x_max", "y_max"]] = np.arange(24.0).reshape(6, 4)
+    pairs = label_boxes(found, ("ILD", "mass"), 0.5)
+    assert [text for _, text in pairs] == ["mass 0.90", "ILD 0.50", "ILD 0.40", "mass 0.30", "mass 0.20"]
+    assert pairs[0][0].tolist() == [2.0, 2.5, 3.0, 3.5]
 
 
 def test_gallery_of_boxes():
