@@ -178,15 +178,16 @@ def _make_ids(table):
     paths = table["file_name"].str.replace(r"[/\\]", "_", regex=True)
     inner = paths.str.extract(r"(patient.+)$")[0]
     names = table["file_name"].mask((table["collection"] == CHEXPERT) & inner.notna(), inner)
-    ids = _make_safe(names.map(strip_suffix))
-    ids = ids.mask(ids.duplicated(keep=False), _make_safe(paths.map(strip_suffix)))
-    ids = ids.mask(ids.duplicated(keep=False), _make_safe(table["collection"] + "-" + ids))
+    ids = make_safe(names.map(strip_suffix))
+    ids = ids.mask(ids.duplicated(keep=False), make_safe(paths.map(strip_suffix)))
+    ids = ids.mask(ids.duplicated(keep=False), make_safe(table["collection"] + "-" + ids))
     while ids.duplicated().any():
         ids = ids.mask(ids.duplicated(), ids + "-2")
     return ids
 
 
-def _make_safe(texts):
+def make_safe(texts):
+    """Return texts as parts of file names: letters, digits, dots, underscores and hyphens."""
     texts = texts.str.replace(r"[^A-Za-z0-9._-]+", "-", regex=True).str.replace(r"\.{2,}", ".", regex=True)
     return texts.str.lstrip("._-").replace("", "image")
 

@@ -13,7 +13,7 @@ from common.metrics.classification import auroc, confusion_counts
 from common.metrics.statistics import Interval, as_interval, bootstrap, bootstrap_auroc
 from common.paths import read_parquet
 from common.submit.boxes import NUMBER
-from solutions.covid19.collections import read_collections, strip_suffix
+from solutions.covid19.collections import make_safe, read_collections, strip_suffix
 from solutions.covid19.config import PREDICTIVE, PRINTED, PUBLISHED
 
 HALF = 0.5  # the paper's threshold: its network has a softmax over two classes
@@ -152,7 +152,10 @@ def read_labels(path):
 def _read(path, name, is_valid):
     table = read_list(path)
     check(table.shape[1] >= 2, f"{path}: needs two columns, the image and its {name}")
-    ids, texts = table[table.columns[0]].map(strip_suffix), table[name if name in table else table.columns[1]]
+    ids, texts = (
+        make_safe(table[table.columns[0]].map(strip_suffix)),
+        table[name if name in table else table.columns[1]],
+    )
     for row in texts.index[~texts.map(is_valid)][:1]:
         raise InputError(f"{path}, row {row + 2} ({ids[row]}): {texts[row]!r} is not a {name}")
     for row in ids.index[ids.duplicated()][:1]:

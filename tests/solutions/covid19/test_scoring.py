@@ -16,6 +16,7 @@ from solutions.covid19.comparison import (
     fold_table,
     nested_thresholds,
     pooled_rates,
+    read_probabilities,
     same_source,
     summarise,
 )
@@ -214,3 +215,8 @@ def test_a_summary_is_plain_json_also_where_little_is_defined():
     with pytest.raises(InputError, match="at least two patients"):
         summarise(table([1, 0], [0.9, 0.1], patients=["a", "a"]), [0.5, 0.5])
     assert json.loads(json.dumps(one, allow_nan=False)) == one
+
+
+def test_names_of_files_are_those_of_a_run_s_images(tmp_path):
+    (tmp_path / "p.csv").write_text("image,probability\ncase 1 day 0.png,0.5\ncase(3).png,0.25\n")
+    assert read_probabilities(tmp_path / "p.csv")["probability"].to_dict() == {"case-1-day-0": 0.5, "case-3-": 0.25}
