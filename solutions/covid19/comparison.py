@@ -152,10 +152,8 @@ def read_labels(path):
 def _read(path, name, is_valid):
     table = read_list(path)
     check(table.shape[1] >= 2, f"{path}: needs two columns, the image and its {name}")
-    ids, texts = (
-        make_safe(table[table.columns[0]].map(strip_suffix)),
-        table[name if name in table else table.columns[1]],
-    )
+    ids = make_safe(table[table.columns[0]].map(strip_suffix))  # as the ids of a run
+    texts = table[name if name in table else table.columns[1]]
     for row in texts.index[~texts.map(is_valid)][:1]:
         raise InputError(f"{path}, row {row + 2} ({ids[row]}): {texts[row]!r} is not a {name}")
     for row in ids.index[ids.duplicated()][:1]:
