@@ -79,9 +79,8 @@ class OnnxSession:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base class
-            raise InputError(
-                f"not a usable ONNX file ({(str(error).splitlines() or [type(error).__name__])[0]})"
-            ) from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"not a usable ONNX file ({reason})") from None
         (self._input,) = self._session.get_inputs()
 
     def fits(self, images):
