@@ -24,7 +24,8 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp)
+    base = tmp_path_factory.getbasetemp()  # under xdist, the worker's own, in that of the session
+    return Runs(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base, tmp_path_factory.mktemp)
 
 
 @pytest.fixture

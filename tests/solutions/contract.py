@@ -5,12 +5,14 @@ A further solution enters the table SOLUTIONS.
 
 import importlib
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import pytest
+from filelock import FileLock
 
 from common.cli import MORE_VERBS, VERBS
 from solutions.__main__ import main
@@ -165,27 +167,42 @@ def make_sample(case, folder):
 
 
 class Runs:
-    """The sample and a finished run of each solution, made when they are first asked for."""
+    """The sample and a finished run of each solution, made when they are first asked for, once for all test processes.
 
-    def __init__(self, new_folder):
-        self._new_folder, self._samples, self._finished = new_folder, {}, {}
+    shared: a folder that the processes of a session share; new_folder(name): returns a new one of this process.
+    """
+
+    def __init__(self, shared, new_folder):
+        self._shared, self._new_folder, self._finished = shared, new_folder, {}
 
     def sample(self, name):
         """Return the folder of the tiny sample."""
-        if name not in self._samples:
-            self._samples[name] = make_sample(SOLUTIONS[name], self._new_folder(name) / "data")
-        return self._samples[name]
+        return self._make_once(f"{name}-sample", lambda folder: make_sample(SOLUTIONS[name], folder / "data")) / "data"
 
     def finished(self, name):
         """Return the folder that holds a finished run, `run`, its `stores` and its `submissions`."""
-        if name not in self._finished:
-            root = self._new_folder(f"{name}-finished")
+
+        def run(folder):
             with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(root)
-                words = [name, "run", *SOLUTIONS[name].words, "--data", str(self.sample(name)), "--out", "run"]
+                patch.chdir(folder)
+                words = [name, "run", *SOLUTIONS[name].words, "--data", str(sample), "--out", "run"]
                 assert main(words) == 0
-            self._finished[name] = root
+
+        if name not in self._finished:
+            sample = self.sample(name)
+            made, own = self._make_once(f"{name}-finished", run), self._new_folder(f"{name}-finished")
+            self._finished[name] = shutil.copytree(made, own, dirs_exist_ok=True)  # commands add to its stores
         return self._finished[name]
+
+    def _make_once(self, name, make):
+        folder, done = self._shared / name, self._shared / f"{name}.done"
+        with FileLock(self._shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
 
 
 def find_image(data, image_id):
