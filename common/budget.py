@@ -17,6 +17,18 @@ class Stopped(KeyboardInterrupt):
     """The command stopped on purpose with everything saved; the same command continues."""
 
 
+@contextmanager
+def keep_handlers():
+    """Within the block, a Budget may take the signals; after it, they go to the one that had them before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 @dataclass
 class Budget:
     """Stop the command after `hours` (None: never), or on SIGTERM or Ctrl-C; a second signal always stops it at once.
@@ -63,7 +75,9 @@ class Budget:
             sys.unraisablehook = hook
 
     def _on_time(self, number, frame):
-        if self.is_over() and not self.training and processes.is_main():  # the others notice that it ends
+        if self.training:  # which stops by itself; what follows it does not
+            signal.setitimer(signal.ITIMER_REAL, 1)
+        elif self.is_over() and processes.is_main():  # the others notice that it ends
             raise Stopped(self.reason)
 
     def is_over(self):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import processes
-from common.budget import Budget
+from common.budget import Budget, keep_handlers
 from common.config import digest, from_dict
 from common.errors import InputError, check
 from common.images import SAMPLE, open_images, trainings
@@ -143,7 +143,7 @@ def open_run(recipe, config_class, folder, **options):
 def open_job(recipe, preset, config, options, **more):
     """Yield the Job of these settings and `more` of its fields; Options.out is its run."""
     device = distributed.start(options.device)
-    with closing(Run(options.out)) as run:
+    with closing(Run(options.out)) as run, keep_handlers():
         job = Job(recipe.name, preset, config, options, run, device, Budget(options.hours), recipe=recipe, **more)
         job.recipe = recipe.pick(job, "export") or recipe
         yield job

@@ -54,6 +54,7 @@ class Stage:
     cost: Cost
     config: object = field(repr=False)
     part: int = 0
+    watched: bool = False  # whether training images are measured after each epoch, too, as many as are held out
 
     def step_seconds(self, machine):
         """Return the time of a step, and of loading a batch while it runs or, without workers, before it."""
@@ -66,8 +67,11 @@ class Stage:
         averages = sum(name not in ("last", "best") for name in self.config.averaging)
         some = min(self.config.validate_images or self.held_out, self.held_out)
         ends = averages if some == self.held_out and not self.config.half_weights else len(self.config.averaging)
-        validations = (self.config.epochs * some + ends * self.held_out) * self.predict_seconds(machine)
-        return (self.steps + averages * min(BN_BATCHES, self.steps // self.config.epochs)) * step + validations
+        seen = self.watched * some
+        validations = self.config.epochs * (some + seen) + ends * (self.held_out + seen)
+        return (self.steps + averages * min(BN_BATCHES, self.steps // self.config.epochs)) * step + (
+            validations * self.predict_seconds(machine)
+        )
 
     def predict_seconds(self, machine):
         """Return the seconds to predict an image; one that is not augmented loads in about half the time."""
@@ -83,7 +87,8 @@ class Stage:
         kept = {"best_k": config.best_k, "window": 2 * config.window, "classic": config.epochs, "best": 1, "last": 1}
         epochs = min(config.epochs, sum(kept.get(name, 0) for name in config.averaging))
         left = (1 + len(config.averaging) * config.keep_variants) * weights // (1 + config.half_weights)
-        return left, (epochs + len(config.averaging) + 3 + ("ema" in config.averaging)) * weights
+        saved = 2 + (config.optimizer != "sgd") + ("ema" in config.averaging)  # last.ckpt; twice while it is replaced
+        return left, (epochs + 2 + max(len(config.averaging), 2 * saved)) * weights
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ def measure_all(job, listing, trainings, share, machine, costs):
         part = part_size(job.options.micro_batch, config.batch_size, cost.whole, attempt, first.stage)
         section, maps = section_of(job.config, first), first.channels * math.prod(shape[-2:])
         count = sum(each.stage == first.stage for each in trainings)
-        found[first.stage] = Stage(first.stage, section, count, *counts, maps, cost, config, part)
+        found[first.stage] = Stage(first.stage, section, count, *counts, maps, cost, config, part, bool(first.watched))
     return [found[first.stage] for first, *_ in reversed(samples)]
 
 
@@ -260,9 +265,11 @@ def add_hours(job, machine, trainings, stages, counts, prepare, lessons=(0, 0)):
     found = {"prepare": images * (prepare[0] / machine.cores + prepare[1])}
     found |= {"teachers": lessons[0] / devices} if lessons[0] else {}
     found["train"] = makespan(trainings, lambda network: seconds.get(network.stage, 0.0), devices)
+    sources = {network.starts_from.stage for network in trainings if network.starts_from is not None}
     predicted = (
         s.trainings * (s.held_out + counts["test"]) * s.predict_seconds(machine) * views_of(job.config, s.config)
         for s in stages
+        if s.stage not in sources  # those only begin a training at a larger size
     )
     found["predict"] = sum(predicted) / devices
     found["total"] = sum(found.values())
@@ -275,13 +282,22 @@ def count_images(counts):
 
 
 def makespan(trainings, seconds, devices):
-    """Return when the last of the Networks ends, each taken in order by the first free device once it can begin."""
-    free, ends = [0.0] * devices, {}
-    for network in trainings:
+    """Return when the last of the Networks ends; a free device takes the first one whose sources have ended."""
+    todo, running, now = list(trainings), {}, 0.0
+    unfinished = {(network.fold, network.stage) for network in trainings}
+
+    def can_begin(network):
         sources = [*network.needs, *([network.starts_from] if network.starts_from else [])]
-        begin = max([min(free), *(ends[source.fold, source.stage] for source in sources)])
-        free[free.index(min(free))] = ends[network.fold, network.stage] = begin + seconds(network)
-    return max(free)
+        return not unfinished & {(source.fold, source.stage) for source in sources}
+
+    while todo or running:
+        for network in list(filter(can_begin, todo))[: devices - len(running)]:
+            todo.remove(network)
+            running[network.fold, network.stage] = now + seconds(network)
+        now = min(running.values())
+        unfinished -= {name for name, end in running.items() if end == now}
+        running = {name: end for name, end in running.items() if end > now}
+    return now
 
 
 def add_disk(job, machine, stages, counts, lessons=(0, 0)):

@@ -46,6 +46,7 @@ def predict_all(job):
     """Predict each fold's held-out images with its networks, and the test images with the mean over all folds."""
     folds, recipe = job.config.folds, job.recipe
     held_out = [predict_part(job, f"fold{fold}/oof", [fold], job.images.rows(folds=[fold]), fold) for fold in folds]
+    tests = predict_test(job)  # before the parts are joined, and deleted: a stop keeps what is predicted
     if processes.is_main():
         for suffix in recipe.suffixes(job.config):
             parts = [tables.pop(suffix) for tables in held_out]  # frees millions of boxes
@@ -55,7 +56,7 @@ def predict_all(job):
             paths = [job.run.maps(f"fold{fold}/oof") for fold in folds]
             shape = (sum(len(read_array(path)) for path in paths), *read_array(paths[0]).shape[1:])
             write_masks(job.run.maps("oof", new=True), shape, drain(paths))
-    n, tests = sum(len(job.images.rows(folds=[fold])) for fold in folds), predict_test(job)
+    n = sum(len(job.images.rows(folds=[fold])) for fold in folds)
     if processes.is_main():
         _delete_parts(job, [f"fold{fold}/test" for fold in folds if recipe.pool])
         _delete_parts(job, [f"fold{fold}/oof" for fold in folds])

@@ -45,6 +45,7 @@ class Run:
         self._lock, self.joined = None, False
         if is_main():
             self._lock = self._open_lock()
+            os.register_at_fork(after_in_child=self._lock.close)  # loader processes of a killed run would keep it
             try:
                 lock(self._lock, folder, "working in this run")
                 remove_leftovers(self.folder, "**/")

@@ -45,6 +45,9 @@ def predict_masks(models, dataset, out_path, channels=1, **how):
         write_masks(own, (len(indices), *shape), blocks())
         parts = processes.gather(own)
         processes.ask_main(lambda: write_masks(out_path, (len(dataset), *shape), drain(parts)).shape)  # not the file
+        if processes.is_main():  # parts of a killed command with more processes
+            for left in own.parent.glob(f"{Path(out_path).stem}.[0-9]*{own.suffix}"):
+                left.unlink()
         present = [value for part in processes.gather(present) for value in part]
         masks = read_array(out_path)
     return (masks, np.array(present, np.float32)) if present else masks
@@ -84,8 +87,10 @@ def write_masks(out_path, shape, blocks):
 def draw_masks(out_path, n_rows, shape, draw):
     """Write draw(row), uint8 `shape`, of each of n_rows store rows to a file, in threads; else as `write_masks`."""
     with ThreadPoolExecutor(processes.cores()) as pool:
-        drawn = tqdm(pool.map(draw, range(n_rows)), "masks", n_rows, leave=False)
-        return write_masks(out_path, (n_rows, *shape), drawn)
+        # in blocks, since masks that wait for the disk would fill the memory
+        blocks = (range(start, min(start + BLOCK, n_rows)) for start in range(0, n_rows, BLOCK))
+        drawn = (mask for block in blocks for mask in pool.map(draw, block))
+        return write_masks(out_path, (n_rows, *shape), tqdm(drawn, "masks", n_rows, leave=False))
 
 
 def _write_compressed(path, shape, blocks):

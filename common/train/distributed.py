@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from common.processes import agree, gather, is_main, leave, rank, team, world  # noqa: F401  used through this module
 
+WAIT = timedelta(days=30)  # of processes for one another, and of teams that have no training
+
 
 def start(device="auto"):
     """Join torchrun's process group, if any, and return this process's torch.device: auto, cpu, cuda or cuda:1."""
@@ -24,8 +26,15 @@ def start(device="auto"):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # processes wait as long as one of them prepares the data or trains the last network
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=30))
+        dist.init_process_group(backend, timeout=WAIT)
     return device
+
+
+def share_buffers(model):
+    """Give the buffers of the team's first process, such as statistics of batch norms, to all."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, group=team(), group_src=0)
 
 
 def barrier():

@@ -235,7 +235,8 @@ class _Trainer:
                 self.add_loss()
                 bar.set_postfix(loss=f"{self.loss_sum / self.loss_count:.4f}", lr=f"{lr:.2e}", refresh=False)
             # only between optimizer steps; several processes check together, one alone after each step
-            if steps_now and not last and (self.batch % CHECK_EVERY == 0 or distributed.world() == 1):
+            together = self.batch % CHECK_EVERY < config.accumulate
+            if steps_now and not last and (together or distributed.world() == 1):
                 self.pause()
         bar.close()
         self.lr = lr
@@ -268,6 +269,7 @@ class _Trainer:
 
     def stop(self):
         self.wait()
+        distributed.barrier()  # torchrun ends all processes soon after the first has ended
         raise Stopped(self.budget.reason or "another process has to stop")
 
     def add_loss(self):
@@ -321,6 +323,7 @@ class _Trainer:
             self.stop()
 
     def evaluate(self, validate=None):
+        distributed.share_buffers(self.model)  # those that are saved
         self.model.eval()
         with torch.inference_mode(), autocast(self.device, self.dtype):
             try:

@@ -18,6 +18,7 @@ from common import processes
 from common.budget import Stopped
 from common.errors import log
 from common.paths import LEASE, remove_leftovers
+from common.train.distributed import WAIT
 
 BEAT_SECONDS = 10
 EXPIRES_SECONDS = 180  # without a touch; network file systems show a change within a minute
@@ -32,7 +33,8 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
     default, as many as there are per training that can begin, at least one. Collective.
     """
     ready = [network for network in trainings if _can_begin(network, run)]
-    together = processes.ask_main(lambda: team_size(ready, processes.world(), devices_per_training))
+    batches = [network.config.batch_size for network in trainings if not network.is_finished(run)]
+    together = processes.ask_main(lambda: team_size(len(ready), batches, processes.world(), devices_per_training))
     try:
         with processes.working_as(_join_team(together)):
             while True:
@@ -42,7 +44,7 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                 if isinstance(number, str):
                     raise Stopped(number)
                 lease = trainings[number].folder(run) / LEASE
-                with _beating(lease) if processes.is_main() else nullcontext():
+                with _beating(lease, budget) if processes.is_main() else nullcontext():
                     train(trainings[number])
     finally:  # a signal may have arrived between a claim and its block
         for network in trainings:
@@ -52,12 +54,15 @@ def work_through(trainings, run, budget, train, devices_per_training=None):
                     release(path)  # also the lease of a process killed after the end of its training
 
 
-def team_size(ready, n_processes, wanted=None):
-    """Return how many processes train a network together: a divisor of the batch sizes of the Networks `ready`."""
-    if not ready:
+def team_size(n_ready, batch_sizes, n_processes, wanted=None):
+    """Return how many processes train a network together: a divisor of the batch sizes of all trainings to come.
+
+    n_ready: how many of these can begin now.
+    """
+    if not n_ready:
         return 1
-    most = min(n_processes, wanted or max(1, n_processes // len(ready)))
-    size = max(n for n in range(1, most + 1) if not any(network.config.batch_size % n for network in ready))
+    most = min(n_processes, wanted or max(1, n_processes // n_ready))
+    size = max(n for n in range(1, most + 1) if not any(batch % n for batch in batch_sizes))
     if size < most:
         log.info(f"{size} instead of {most} processes train a network together, so that they divide its batch")
     return size
@@ -68,7 +73,7 @@ def _join_team(size):
     own = processes.ALONE
     for first in range(0, processes.world(), size) if size > 1 else ():
         ranks = list(range(first, min(first + size, processes.world())))
-        group = dist.new_group(ranks)  # every process must take part in creating every group
+        group = dist.new_group(ranks, timeout=WAIT)  # every process must take part in creating every group
         if processes.rank() in ranks and len(ranks) == size:
             own = group
     return own
@@ -139,12 +144,19 @@ def _create(path):
     return True
 
 
-def _owner():
-    """Return an identifier of this process, unique among all that share the file system."""
+def _owner(process=None):
+    """Return an identifier of this process (or another of this machine), unique among all that share the files."""
+    process = os.getpid() if process is None else process
     machine = [socket.gethostname()]
     with suppress(OSError):  # containers may share a host name and have their own process numbers
         machine += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return {"machine": machine, "process": os.getpid()}
+    return {"machine": machine, "process": process, "began": _begun(process)}
+
+
+def _begun(process):
+    """Return when a process of this machine began, in clock ticks as text; None if it is none, or without /proc."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _is_expired(path):
@@ -169,17 +181,22 @@ def _is_expired(path):
             return True
         except PermissionError:  # a process of another user
             pass
+        if "began" in owner and (begun := _begun(owner["process"])) is not None:
+            return begun != owner["began"]  # the same process lives, even if it is paused
     return silent > EXPIRES_SECONDS
 
 
 @contextmanager
-def _beating(path):
-    """Touch the lease until the block ends, then release it."""
+def _beating(path, budget):
+    """Touch the lease until the block ends, then release it; if another process has taken it over, end the budget."""
     done = threading.Event()
 
     def beat():
         while not done.wait(BEAT_SECONDS):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
+                if json.loads(path.read_text()) != _owner():
+                    budget.reason = "another process has taken this training over"
+                    return
                 os.utime(path)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -189,4 +206,6 @@ def _beating(path):
     finally:
         done.set()
         thread.join()
-        release(path)
+        with suppress(OSError, ValueError):
+            if json.loads(path.read_text()) == _owner():
+                release(path)

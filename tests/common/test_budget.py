@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from common.budget import Budget, Stopped
+from common.budget import Budget, Stopped, keep_handlers
 
 MOMENT = 0.05 / 3600  # hours
 
@@ -54,6 +54,24 @@ def test_a_training_is_only_told():
         budget.training = False
     with Budget(None).watching():
         wait(0.01)
+
+
+def test_what_follows_a_training_is_stopped():
+    budget = Budget(MOMENT)
+    with pytest.raises(Stopped, match="hours are over"), budget.watching():
+        budget.training = True
+        wait(0.2)  # the hours end, and the training does not look again
+        budget.training = False
+        wait()
+
+
+def test_a_second_budget_gives_the_signals_back():
+    first = Budget()
+    first.training = True
+    with keep_handlers():
+        Budget()
+    signal.raise_signal(signal.SIGTERM)
+    assert first.reason == "SIGTERM received"
 
 
 def test_nothing_happens_after_the_block():

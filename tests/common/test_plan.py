@@ -62,8 +62,8 @@ def test_workers_load_while_the_network_works():
 
 
 def test_disk_counts_final_weights_and_while_training_epochs_variants_and_the_resume_file():
-    # four epochs, two variants, and in the resume file weights and two moments
-    assert STAGE.disk() == (1000, (4 + 2 + 3) * 1000)
+    # four epochs, one more and an outdated one, and in both resume files weights and two moments
+    assert STAGE.disk() == (1000, (4 + 2 + 2 * 3) * 1000)
     assert replace(STAGE, config=replace(FIT, keep_variants=True)).disk()[0] == 3000
 
 
@@ -71,8 +71,8 @@ def test_final_weights_and_shrunk_maps_are_what_a_run_leaves():
     job = SimpleNamespace(config=Config(n_folds=4, folds=(0, 1, 2), store_size=1000))
     stage = replace(STAGE, maps=4 * 10**6, cost=replace(COST, weights=10**8))
     found = add_disk(job, replace(CPU, gpus=2), [stage], {"train": 1000, "test": 250})
-    # two final weights; 750 held-out and 250 test images of 4 MB, a tenth of it; nine files of weights on each card
-    assert found == {"images": 1.25, "weights": 0.2, "predictions": 0.4, "training": 1.8}
+    # two final weights; 750 held-out and 250 test images of 4 MB, a tenth of it; twelve files of weights on each card
+    assert found == {"images": 1.25, "weights": 0.2, "predictions": 0.4, "training": 2.4}
 
 
 def test_further_images_take_disk_and_further_sizes_take_time():
@@ -90,6 +90,17 @@ def test_further_images_take_disk_and_further_sizes_take_time():
     assert hours[0][0] == pytest.approx(2 * each, abs=1e-4) and hours[1][0] == pytest.approx(6.25 * each, abs=1e-4)
 
 
+def test_what_is_counted_beyond_steps_and_held_out_images():
+    watched = replace(STAGE, watched=True)  # 4 epochs and the average of two variants that needs a validation
+    assert watched.seconds(CPU) > STAGE.seconds(CPU)
+    job = SimpleNamespace(config=SimpleNamespace(n_folds=4, folds=(0,), store_size=1000, tta_scales=()))
+    fine = replace(STAGE, stage="fine")
+    chain = trainings((0, STAGE.stage, None), (0, "fine", STAGE.stage))
+    both = add_hours(job, CPU, chain, [STAGE, fine], {"train": 10, "test": 250}, (0.0, 0.0))
+    one = add_hours(job, CPU, chain[1:], [fine], {"train": 10, "test": 250}, (0.0, 0.0))
+    assert both["predict"] == one["predict"] > 0  # the coarse network predicts nothing
+
+
 def trainings(*named):
     made = {}
     for fold, stage, source in named:
@@ -104,6 +115,8 @@ def test_makespan_takes_trainings_in_order_each_after_its_source():
     def ends(devices):
         return makespan(chain, lambda one: seconds[one.stage], devices)
 
+    later = trainings((0, "a", None), (0, "b", "a"), (1, "a", None), (1, "b", "a"))
+    assert makespan(later, lambda one: 1.0, 2) == 2  # the second device does not wait for the first one's source
     assert ends(1) == 12
     assert ends(2) == 7  # by hand: a0 b0 a2 on the one device; a1 b1, begun at 2, on the other
     assert ends(8) == 5

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import signal
 import sys
+import time
 
 import pytest
 
@@ -19,6 +22,23 @@ def test_a_run_is_locked_until_it_is_closed(tmp_path):
         Run(tmp_path / "run")
     first.close()
     Run(tmp_path / "run").close()
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # of forks beside threads
+def test_processes_that_a_run_forked_do_not_keep_its_lock(tmp_path):
+    first = Run(tmp_path / "run")
+    first.record("prepare", 1)
+    begun, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(tell, b".")
+        time.sleep(30)
+        os._exit(0)
+    os.read(begun, 1)
+    first.close()
+    Run(tmp_path / "run").close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def test_a_new_folder_without_results_is_removed(tmp_path):

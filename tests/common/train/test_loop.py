@@ -17,6 +17,7 @@ from common.budget import Budget, Stopped
 from common.config import FitConfig
 from common.data.loaders import EpochSampler, SampleDataset, make_loader
 from common.errors import InputError
+from common.paths import read_json
 from common.train import distributed
 from common.train.checkpoint import halve, load_resume, load_weights, save_resume
 from common.train.loop import fit
@@ -278,6 +279,37 @@ def test_two_processes_train_as_one(tmp_path):
     for name in ("two", "parts"):
         two, _ = load_weights(tmp_path / name / "f" / "final.safetensors")
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def train_in_shares(folder):
+    """Train with batch norms; each process validates its share of the images. Return the variants and the images."""
+    model, loader, images, truth = problem(8)
+
+    def validate(model):
+        own = range(len(images))[distributed.share(len(images), 4)]
+        probs = distributed.join(model(images[own]).sigmoid().squeeze(1).float().numpy())
+        wrong = abs(probs - truth.numpy())
+        return {"accuracy": float((wrong < 0.5).mean()), "loss": float(wrong.mean())}
+
+    config = small(epochs=3, averaging=("last", "window", "ema"), keep_variants=True)
+    return fit(model, step, loader, validate, config, folder, device=CPU).variants
+
+
+@pytest.mark.long
+def test_figures_of_two_processes_are_those_of_the_saved_weights(tmp_path):
+    script = tmp_path / "two.py"
+    body = TWO.format(root=str(Path(__file__).resolve().parents[3]), file=__file__)
+    body = body[: body.index("for name, size")] + "toy.train_in_shares(Path(sys.argv[1]) / 'f')\ndistributed.leave()\n"
+    script.write_text(body)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    said = subprocess.run([*launch, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-2000:]
+    model, _, images, truth = problem(8)
+    for name, figures in read_json(tmp_path / "f" / "variants.json")["variants"].items():
+        load_weights(tmp_path / "f" / "variants" / f"{name}.safetensors", model.eval())
+        with torch.inference_mode():
+            loss = float((model(images).sigmoid().squeeze(1) - truth).abs().mean())
+        assert figures["loss"] == pytest.approx(loss, abs=1e-6)
 
 
 def test_weights_of_all_variants_are_left_if_they_are_wanted(tmp_path):

@@ -89,7 +89,7 @@ def test_one_of_two_claims_succeeds(tmp_path):
     dead, path = int(other.stdout), tmp_path / LEASE
     path.write_text(json.dumps(queue._owner() | {"process": dead}))
     assert claim(path)  # of a process of this machine that has ended
-    path.write_text(json.dumps(queue._owner() | {"process": os.getppid()}))
+    path.write_text(json.dumps(queue._owner(os.getppid())))
     assert not claim(path)
     release(path)
     assert claim(path) and json.loads(path.read_text())["process"] == os.getpid()
@@ -132,7 +132,7 @@ def test_the_owner_touches_its_lease(tmp_path, monkeypatch):
 def test_who_waits_for_others_stops_with_the_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "POLL_SECONDS", 0.01)
     (tmp_path / "coarse").mkdir()
-    (tmp_path / "coarse" / LEASE).write_text(json.dumps(queue._owner() | {"process": os.getppid()}))
+    (tmp_path / "coarse" / LEASE).write_text(json.dumps(queue._owner(os.getppid())))
     with pytest.raises(Stopped, match="hours are over"):
         work_through((COARSE, FINE), tmp_path, Budget(1e-5), finish(tmp_path))
 
@@ -162,6 +162,42 @@ def test_four_processes_train_everything_once(tmp_path):
     assert len(trained) == 12 and len(set(trained)) == 12
 
 
+def test_a_team_divides_the_batches_of_all_trainings_to_come(tmp_path, monkeypatch):
+    assert team_size(1, [16, 8], 16) == 8
+    asked = []
+    monkeypatch.setattr(queue, "team_size", lambda *args: asked.append(args) or 1)
+    later = Training("later", starts_from=COARSE, batch=3)
+    work_through((COARSE, later), tmp_path, Budget(), finish(tmp_path))
+    assert asked == [(1, [COARSE.config.batch_size, 3], 1, None)]
+
+
+def test_a_paused_process_keeps_its_lease_and_an_earlier_one_of_its_number_does_not(tmp_path):
+    path, owner = tmp_path / LEASE, queue._owner(os.getppid())
+    path.write_text(json.dumps(owner))
+    os.utime(path, (0, 0))  # silent for long
+    assert not claim(path)
+    path.write_text(json.dumps(owner | {"began": "1"}))
+    assert claim(path)
+
+
+def test_who_lost_the_lease_stops_and_leaves_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "BEAT_SECONDS", 0.01)
+    budget, path = Budget(), tmp_path / "coarse" / LEASE
+    other = json.dumps({"machine": ["elsewhere"], "process": 1})
+
+    def train(network):
+        path.write_text(other)
+        for _ in range(500):
+            if budget.reason:
+                break
+            time.sleep(0.01)
+        raise Stopped(budget.reason)
+
+    with pytest.raises(Stopped, match="another process has taken this training over"):
+        work_through((COARSE,), tmp_path, budget, train)
+    assert path.read_text() == other
+
+
 @pytest.mark.parametrize(
     ("n_ready", "processes", "wanted", "batch", "size"),
     [
@@ -176,4 +212,4 @@ def test_four_processes_train_everything_once(tmp_path):
     ],
 )
 def test_how_many_processes_train_a_network_together(n_ready, processes, wanted, batch, size):
-    assert team_size([Training(str(n), batch=batch) for n in range(n_ready)], processes, wanted) == size
+    assert team_size(n_ready, [batch], processes, wanted) == size

@@ -95,7 +95,7 @@ def test_fusion_through_the_loop(job, branches, monkeypatch):
         before = auroc_and_loss(truth, build_fusion(BOTH)(torch.from_numpy(features[:, 0])).numpy())
     assert len(done.history) == 30 and done.figures["loss"] < before["loss"] / 2 and done.figures["auroc"] > 0.8
     with monkeypatch.context() as patch:  # a finished layer needs no features
-        patch.setattr(models, "predict_probs", None)
+        patch.setattr(models, "compute", None)
         assert train(ours, branches.fusion).figures == done.figures
     assert pooled_features(ours, branches.networks, np.arange(0), False).shape == (0, 1, features.shape[2])
 

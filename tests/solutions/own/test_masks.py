@@ -83,7 +83,7 @@ def test_a_structure_that_few_images_show_is_among_the_few_of_a_plan(tmp_path):
 
 
 def test_answers_open_in_pycocotools(blob, tmp_path):
-    images = [SimpleNamespace(file="x/a.png", width=30, height=40)]
+    images = [SimpleNamespace(image_id="a", file="x/a.png", width=30, height=40)]
     table = SimpleNamespace(itertuples=lambda: images)
     found = [(0, 1, coco.mask_fields(runs_of(blob), images[0])), (0, 0, box_fields((1, 2, 5, 8)) | {"score": 0.5})]
     (tmp_path / "answer.json").write_text(json.dumps(to_coco(table, ["mass", "nodule"], found)))
