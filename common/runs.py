@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +46,8 @@ class Run:
         self._lock, self.joined = None, False
         if is_main():
             self._lock = self._open_lock()
-            os.register_at_fork(after_in_child=self._lock.close)  # loader processes of a killed run would keep it
+            held = weakref.ref(self._lock)  # loader processes of a killed run would keep it
+            os.register_at_fork(after_in_child=lambda: (file := held()) and file.close())
             try:
                 lock(self._lock, folder, "working in this run")
                 remove_leftovers(self.folder, "**/")
