@@ -48,6 +48,9 @@ def as_text(value):
     return str(value)
 
 
+_INTERVAL = re.compile(r"\S{1,9} \[\S{1,9},\u00a0\S{1,9}\]")  # as made by `interval_text`
+
+
 def interval_text(estimate, low, high):
     """Return "0.8412 [0.8290, 0.8530]" with a no-break space; None if the estimate is None or NaN."""
     if as_text(estimate) == "–":
@@ -188,8 +191,12 @@ def _column(column, spec):
 
 
 def _row(tag, values, numeric):
-    start = {True: f'<{tag} class="num">', False: f"<{tag}>"}
-    return "<tr>" + "".join(f"{start[n]}{_escape(v)}</{tag}>" for v, n in zip(values, numeric, strict=True)) + "</tr>"
+    cells = []
+    for value, is_number in zip(values, numeric, strict=True):
+        kind = "num" if is_number else "range" if _INTERVAL.fullmatch(str(value)) else None
+        start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+        cells.append(f"{start}{_escape(value)}</{tag}>")
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _escape(value):

@@ -266,3 +266,8 @@ def test_browser_probe_sees_broken_pictures_and_overflow(tmp_path):
     page.write_text(f'<html><body><img src="{image}"><div style="width:900px">x</div></body></html>')
     broken, overflow, images = browser.probe(page, 390)
     assert (broken, images) == (1, 1) and overflow > 300
+
+
+def test_an_interval_in_a_table_wraps_only_before_its_bracket():
+    made = table(pd.DataFrame({"AUROC": [interval_text(1.0, 0.9, 1.0), "none"]}))
+    assert '<td class="range">1.0000 [0.9000,\u00a01.0000]</td>' in made and "<td>none</td>" in made
