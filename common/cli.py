@@ -197,11 +197,12 @@ def _run_verb(solution, config_module, load_verbs, argv, load_tools):
         load_tools("refit")["refit"](source, out=out, hours=left(), **machine)
         return left_out
     left_out, folders = 0, []
-    for own in [dataclasses.replace(config, seed=seed) for seed in options.seeds]:  # all checked before the first run
-        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{own.seed}"), hours=left())
+    seeded = [dataclasses.replace(config, seed=seed) for seed in options.seeds]  # checked before the first run
+    for each in seeded:
+        one = dataclasses.replace(options, out=out.with_name(f"{out.name}-seed{each.seed}"), hours=left())
         if folders and options.fold_table is None:
             one = dataclasses.replace(one, fold_table=folders[0] / "folds.csv")
-        left_out = max(left_out, call(own, one, load_verbs, tools))
+        left_out = max(left_out, call(each, one, load_verbs, tools))
         folders.append(one.out)
     load_tools("blend")["blend"](tuple(folders), out=out)
     return left_out

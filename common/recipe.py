@@ -192,8 +192,8 @@ def train_all(job, trainings):
     """Train these Networks, each after those that it needs, together with all other processes that work on the run."""
     for network in trainings:  # before the first one is trained
         for rows, what in zip(network.rows(job, network.fold), ("train on", "validate on"), strict=True):
-            name = f"fold{network.fold}/{network.stage}"
-            check(len(rows), f"{name}: no image to {what}, or none with one of its classes; choose fewer --n-folds?")
+            found = f"fold{network.fold}/{network.stage}: no image to {what}, or none with one of its classes"
+            check(len(rows), f"{found}; choose fewer folds (--n-folds)")
 
     def train_one(network):
         later = [one for one in trainings if one is not network and not one.is_finished(job.run)]

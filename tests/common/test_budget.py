@@ -23,8 +23,10 @@ def test_the_end_of_the_hours_interrupts_any_work():
 
 
 def test_hours_may_be_endless():
-    with Budget(math.inf).watching():
+    budget = Budget(math.inf)
+    with budget.watching():
         wait(0.01)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 1e8 and not budget.is_over()
 
 
 def test_bad_files_are_not_blamed_for_it():

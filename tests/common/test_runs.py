@@ -36,7 +36,9 @@ def test_processes_that_a_run_forked_do_not_keep_its_lock(tmp_path):
         os._exit(0)
     os.read(begun, 1)
     first.close()
-    Run(tmp_path / "run").close()
+    second = Run(tmp_path / "run")
+    assert not second.joined and os.waitpid(child, os.WNOHANG) == (0, 0)  # while the child lives
+    second.close()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
